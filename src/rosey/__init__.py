@@ -1,0 +1,90 @@
+"""rosey: the event bus that a chat bot and its plugins run on, over NATS and JetStream."""
+
+from rosey.core.connection import State
+from rosey.core.errors import (
+    AuthenticationError,
+    ConnectError,
+    ConnectionLostError,
+    EventBusError,
+    EventDecodeError,
+    EventEncodeError,
+    InvalidHeaderError,
+    InvalidOptionError,
+    InvalidSubjectError,
+    NoReplySubjectError,
+    NoRespondersError,
+    NoStreamError,
+    NotConnectedError,
+    NotInitializedError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    PublishError,
+    PublishTimeoutError,
+    RemoteError,
+    RequestTimeoutError,
+    StreamError,
+    SubscriptionError,
+    TLSError,
+    WrongEventLoopError,
+)
+from rosey.core.event_bus import (
+    EventBus,
+    Health,
+    event_bus_context,
+    get_event_bus,
+    initialize_event_bus,
+    shutdown_event_bus,
+)
+from rosey.core.events import CommandEvent, Delivery, Event, EventPriority, PlatformEvent
+from rosey.core.jetstream import PubAck
+from rosey.core.streams import DEFAULT_STREAMS, StreamDrift, StreamSpec
+from rosey.core.subscriptions import Subscription, SubscriptionStats
+from rosey.local import local_event_bus
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_STREAMS",
+    "AuthenticationError",
+    "CommandEvent",
+    "ConnectError",
+    "ConnectionLostError",
+    "Delivery",
+    "Event",
+    "EventBus",
+    "EventBusError",
+    "EventDecodeError",
+    "EventEncodeError",
+    "EventPriority",
+    "Health",
+    "InvalidHeaderError",
+    "InvalidOptionError",
+    "InvalidSubjectError",
+    "NoReplySubjectError",
+    "NoRespondersError",
+    "NoStreamError",
+    "NotConnectedError",
+    "NotInitializedError",
+    "PayloadTooLargeError",
+    "PermissionDeniedError",
+    "PlatformEvent",
+    "PubAck",
+    "PublishError",
+    "PublishTimeoutError",
+    "RemoteError",
+    "RequestTimeoutError",
+    "State",
+    "StreamDrift",
+    "StreamError",
+    "StreamSpec",
+    "Subscription",
+    "SubscriptionError",
+    "SubscriptionStats",
+    "TLSError",
+    "WrongEventLoopError",
+    "event_bus_context",
+    "get_event_bus",
+    "initialize_event_bus",
+    "local_event_bus",
+    "shutdown_event_bus",
+]

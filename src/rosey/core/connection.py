@@ -1,0 +1,562 @@
+"""The connection: owns the nats-py client, notices when it is dead, puts a new one in its place.
+
+nats-py's own reconnection is switched off. It can stop for good, or go deaf while it says that
+it is connected; so every client here lives for one server connection, and this module decides
+when it is over, connects the next one and makes all subscriptions again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import nats.errors
+
+from rosey.core import headers as nats_headers
+from rosey.core.addresses import ServerAddress
+from rosey.core.dialing import CLOSE_TIMEOUT, ConnectOptions, dial, discard, take_result
+from rosey.core.errors import (
+    AuthenticationError,
+    ConnectError,
+    ConnectionLostError,
+    EventBusError,
+    NoRespondersError,
+    NotConnectedError,
+    PayloadTooLargeError,
+    PermissionDeniedError,
+    SubscriptionError,
+    TLSError,
+    WrongEventLoopError,
+)
+from rosey.core.inbox import Accept, Inbox, anything
+from rosey.core.reports import ErrorReports
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription as NatsSubscription
+
+DIAL_TIMEOUT = 2.0
+"""Seconds that one server gets to complete a handshake before the next one is tried."""
+ROUND_TRIP_TIMEOUT = 2.0
+"""Seconds in which a healthy server answers; one that does not is given up."""
+HEARTBEAT = 5.0
+"""Seconds without traffic after which the connection proves itself with a round trip."""
+FIRST_DELAY, LONGEST_DELAY = 0.05, 0.5
+"""Seconds: reconnecting waits a random time below a bound that doubles from one to the other."""
+MAX_UNCONFIRMED = 512 * 1024
+"""Bytes published after which a publisher waits until the server has taken them."""
+
+_logger = logging.getLogger("rosey.connection")
+_DENIED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
+
+
+class State(Enum):
+    """What the connection is doing."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    RECONNECTING = "reconnecting"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """One NATS subscription that outlives clients: what is wanted and where messages go."""
+
+    pattern: str
+    queue: str
+    deliver: Callable[[Msg], None]
+    at_server: NatsSubscription | None = None
+    denied: PermissionDeniedError | None = None
+
+
+class Connection:
+    """A connection to one server at a time, of a pool, that replaces itself when it fails."""
+
+    def __init__(self, options: ConnectOptions, reports: ErrorReports) -> None:
+        self._options = options
+        self._reports = reports
+        self._state = State.CLOSED
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: Client | None = None
+        self._url = ""
+        self._inbox = Inbox(options.inbox_prefix)
+        self._routes: list[Route] = []
+        self._failure: EventBusError | None = None
+        self._settled = asyncio.Event()  # the state is neither connecting nor reconnecting
+        self._lost = asyncio.Event()  # the current client is of no more use
+        self._watch: asyncio.Task[None] | None = None
+        self._drains: set[asyncio.Future[None]] = set()
+        self._unconfirmed = 0
+
+    @property
+    def state(self) -> State:
+        """What the connection is doing now."""
+        return self._state
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is connected, or may be again without a call of `connect`."""
+        return self._state not in (State.CLOSING, State.CLOSED)
+
+    @property
+    def client(self) -> Client | None:
+        """The nats-py client in use; another one after each reconnection."""
+        return self._client
+
+    @property
+    def server(self) -> str:
+        """The URL of the server connected to, without credentials; empty before the first."""
+        return self._url
+
+    def check_loop(self) -> None:
+        """Raise `WrongEventLoopError` unless called on the loop the connection was made on."""
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            return
+        if self._loop.is_closed():
+            self._forget_loop()
+        else:
+            raise WrongEventLoopError(
+                "this bus is connected on another event loop; use it there "
+                "(asyncio.run_coroutine_threadsafe), or make one bus for each loop"
+            )
+
+    async def connect(self) -> None:
+        """Connect to one of the servers and make all subscriptions again.
+
+        Raises `ConnectError`, within `connect_timeout`; passing failures are tried again until
+        then, wrong credentials and failed TLS verification are not.
+        """
+        loop = asyncio.get_running_loop()
+        self._loop, self._failure = loop, None
+        self._change(State.CONNECTING)
+        deadline = loop.time() + self._options.connect_timeout
+        try:
+            await self._establish(deadline)
+        except BaseException:
+            self._change(State.CLOSED)
+            self._loop = None
+            raise
+        self._watch = loop.create_task(self._keep_connected(), name="rosey-connection")
+
+    async def close(self, deadline: float) -> None:
+        """Send what is pending, close, and forget all subscriptions; bounded by `deadline`."""
+        self.stop_reconnecting()
+        try:
+            if self._watch is not None:
+                await asyncio.wait([self._watch], timeout=2 * CLOSE_TIMEOUT)
+            if self._client is not None and not self._lost.is_set():
+                with contextlib.suppress(EventBusError, TimeoutError):
+                    await self._round_trip(self._client, deadline)
+        finally:
+            client, self._client, self._watch = self._client, None, None
+            self._routes.clear()
+            self._change(State.CLOSED)
+            self._inbox.fail(NotConnectedError("the bus was disconnected"))
+            self._loop = None
+            if client is not None:
+                await discard(client)
+            self._end_drains()
+
+    def stop_reconnecting(self) -> None:
+        """Begin to close: what is connected stays so until `close`, but is not replaced."""
+        if self._state is not State.CLOSED:
+            self._change(State.CLOSING)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def send(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        deadline: float,
+        reply: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Hand a message to a live connection, waiting for one until `deadline` (loop time).
+
+        Raises `NotConnectedError`, `PayloadTooLargeError`.
+        """
+        while True:
+            client = await self._live_client(deadline)
+            size = len(payload) + nats_headers.size(headers)
+            if size > client.max_payload:
+                raise PayloadTooLargeError(
+                    f"an event of {size:,} bytes for {subject} is over the server's limit of "
+                    f"{client.max_payload:,}; send less, or raise max_payload in the server's "
+                    "configuration",
+                    size=size,
+                    limit=client.max_payload,
+                )
+            try:
+                await client.publish(subject, payload, reply, dict(headers) if headers else None)
+            except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError):
+                self._on_lost(client)
+                continue
+            self._unconfirmed += size + len(subject) + 64
+            if self._unconfirmed >= MAX_UNCONFIRMED:
+                await self._confirm(client, deadline)
+            return
+
+    async def exchange(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        deadline: float,
+        headers: Mapping[str, str] | None = None,
+        accept: Accept = anything,
+    ) -> Msg:
+        """Send a message and return the first accepted one that comes back.
+
+        Raises `TimeoutError` at `deadline`, with the last message passed over as its argument,
+        `NoRespondersError`, `PermissionDeniedError` and what `send` raises.
+        """
+        exchange = self._inbox.open(subject, accept)
+        try:
+            await self.send(
+                subject, payload, deadline=deadline, reply=exchange.reply_subject, headers=headers
+            )
+            async with asyncio.timeout_at(deadline):
+                msg = await exchange.answer
+        except TimeoutError:
+            raise TimeoutError(exchange.passed_over) from None
+        finally:
+            self._inbox.close(exchange)
+        if is_no_responders(msg):
+            raise NoRespondersError(f"nobody is subscribed to {subject}")
+        return msg
+
+    async def round_trip(self, deadline: float) -> float:
+        """Send a message to ourselves through the server; return the seconds it took.
+
+        When it returns, the server has processed all that was sent before it.
+        """
+        return await self._round_trip(await self._live_client(deadline), deadline)
+
+    async def subscribe(self, route: Route, deadline: float) -> None:
+        """Make a subscription and keep it across reconnections.
+
+        When it returns, the server knows it. Raises `PermissionDeniedError`,
+        `SubscriptionError`, `NotConnectedError`.
+        """
+        client = await self._live_client(deadline)
+        self._routes.append(route)
+        try:
+            while True:
+                try:
+                    if route.at_server is None:
+                        await self._attach(route, client)
+                    await self._round_trip(client, deadline)
+                    break
+                except ConnectionLostError:
+                    client = await self._live_client(deadline)  # it subscribed to all routes
+            if route.denied:
+                raise route.denied
+        except TimeoutError:
+            await self.unsubscribe(route)
+            raise SubscriptionError(
+                f"the server did not confirm the subscription to {route.pattern} in time"
+            ) from None
+        except BaseException:
+            await self.unsubscribe(route)
+            raise
+
+    async def unsubscribe(self, route: Route) -> None:
+        """End a subscription at once; messages on their way are dropped."""
+        if self._forget(route) is not None and route.at_server is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await route.at_server.unsubscribe()
+
+    async def drain(self, route: Route, deadline: float) -> None:
+        """End a subscription after delivering what the server has sent already."""
+        if self._forget(route) is None or route.at_server is None:
+            return
+        # Not cancelled while the client lives: its reader would die of the answer to a cancelled
+        # flush. Cancelled once it is dead: it would wait for that answer.
+        draining = asyncio.ensure_future(route.at_server.drain())  # type: ignore[no-untyped-call]
+        draining.add_done_callback(take_result)
+        draining.add_done_callback(self._drains.discard)
+        self._drains.add(draining)
+        left = max(0.0, deadline - asyncio.get_running_loop().time())
+        await asyncio.wait([draining], timeout=left)
+
+    def _forget(self, route: Route) -> Route | None:
+        if route not in self._routes:
+            return None
+        self._routes.remove(route)
+        return route
+
+    def _change(self, state: State) -> None:
+        if state is self._state:
+            return
+        self._state = state
+        if state in (State.CONNECTING, State.RECONNECTING):
+            self._settled.clear()
+        else:
+            self._settled.set()
+        _logger.info("%s%s", state.value, f" to {self._url}" if state is State.CONNECTED else "")
+
+    def _forget_loop(self) -> None:
+        """The loop ended without a `close`: nothing of it can be used or cleaned up any more."""
+        self._client = self._watch = self._loop = None
+        self._settled, self._lost = asyncio.Event(), asyncio.Event()
+        self._routes.clear()
+        self._state = State.CLOSED
+
+    async def _live_client(self, deadline: float) -> Client:
+        while self._state in (State.CONNECTING, State.RECONNECTING):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._settled.wait()
+            except TimeoutError:
+                raise NotConnectedError(
+                    f"the connection to {self._servers()} is down and did not come back in time"
+                ) from None
+        if self._client is not None and not self._lost.is_set():
+            return self._client
+        if self._failure is not None:
+            raise NotConnectedError(f"the bus gave up: {self._failure}") from self._failure
+        if self._state is State.CLOSING:
+            raise NotConnectedError("the bus is being disconnected and its connection is down")
+        raise NotConnectedError("the bus is not connected: await connect() first")
+
+    async def _establish(self, deadline: float) -> None:
+        """Connect, trying again until `deadline` where that can help."""
+        loop = asyncio.get_running_loop()
+        first: ConnectError | None = None
+        for delay in _delays():
+            try:
+                client = await self._dial_any(deadline)
+            except (AuthenticationError, TLSError):
+                raise
+            except ConnectError as error:
+                if loop.time() + delay >= deadline:
+                    # The last try may have failed only because its time was so short.
+                    raise first or error from error.__cause__
+                if first is None:
+                    first = error
+                    _logger.warning("%s; trying again", error)
+                await asyncio.sleep(delay)
+            else:
+                if await self._adopt(client, deadline):
+                    return
+
+    async def _dial_any(self, deadline: float) -> Client:
+        """Try each server once, in random order, and return the first client that connects."""
+        worst: ConnectError | None = None
+        for address in random.sample(self._options.addresses, len(self._options.addresses)):
+            try:
+                return await self._dial(address, deadline)
+            except ConnectError as error:
+                if not isinstance(worst, (AuthenticationError, TLSError)):
+                    worst = error
+        assert worst is not None
+        raise worst
+
+    async def _dial(self, address: ServerAddress, deadline: float) -> Client:
+        limit = min(deadline, asyncio.get_running_loop().time() + DIAL_TIMEOUT)
+        client = await dial(address, self._options, limit, self._on_error, self._on_lost)
+        self._url = address.url
+        return client
+
+    async def _adopt(self, client: Client, deadline: float) -> bool:
+        """Make `client` the current one with all subscriptions; False if it died meanwhile."""
+        self._client = client
+        self._lost.clear()
+        self._unconfirmed = 0
+        inbox = Route(self._inbox.pattern, "", self._inbox.deliver)
+        try:
+            self._routes.insert(0, inbox)
+            for route in tuple(self._routes):
+                await self._attach(route, client)
+            limit = asyncio.get_running_loop().time() + ROUND_TRIP_TIMEOUT
+            await self._round_trip(client, max(deadline, limit))
+        except (ConnectionLostError, TimeoutError, nats.errors.Error) as error:
+            await self._drop(client)
+            if inbox.denied:
+                raise AuthenticationError(
+                    f"{self._url} lets this user connect, but not subscribe to "
+                    f"{inbox.pattern}, where answers arrive: allow that, or set inbox_prefix"
+                ) from inbox.denied
+            _logger.warning("%s was lost again at once: %s", self._url, error or "no answer")
+            return False
+        except BaseException:
+            await self._drop(client)
+            raise
+        finally:
+            self._routes.remove(inbox)
+        if self._lost.is_set():
+            return False
+        self._change(State.CONNECTED)
+        return True
+
+    async def _attach(self, route: Route, client: Client) -> None:
+        async def on_message(msg: Msg) -> None:
+            route.deliver(msg)
+
+        route.denied = None
+        if route not in self._routes:
+            return
+        try:
+            # The limits are ours (`deliver` never waits), so that a drop is always counted.
+            route.at_server = await client.subscribe(
+                route.pattern,
+                route.queue,
+                cb=on_message,
+                pending_msgs_limit=0,
+                pending_bytes_limit=0,
+            )
+        except nats.errors.ConnectionClosedError:
+            raise ConnectionLostError(f"the connection to {self._url} was lost") from None
+        if route not in self._routes:  # unsubscribed while it was being made
+            await route.at_server.unsubscribe()
+
+    async def _keep_connected(self) -> None:
+        """Runs as long as the bus is connected: notices a dead client and replaces it."""
+        while True:
+            client = self._client
+            if client is not None:
+                if not await self._is_lost(client):
+                    continue
+                self._on_lost(client)
+                await self._drop(client)
+            try:
+                await self._reconnect()
+            except EventBusError as error:
+                self._failure = error
+                self._change(State.CLOSED)
+                self._reports.report(error)
+                return
+
+    async def _is_lost(self, client: Client) -> bool:
+        """Wait for one heartbeat at the longest; whether `client` is of no more use."""
+        seen = client.stats["in_msgs"]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEARTBEAT):
+                await self._lost.wait()
+        if self._lost.is_set() or client.is_closed:
+            return True
+        if client.stats["in_msgs"] != seen:
+            return False
+        try:
+            deadline = asyncio.get_running_loop().time() + ROUND_TRIP_TIMEOUT
+            await self._round_trip(client, deadline)
+        except (TimeoutError, EventBusError, nats.errors.Error):
+            _logger.warning("%s does not answer", self._url)
+            return True
+        return False
+
+    async def _reconnect(self) -> None:
+        tries = self._options.max_reconnect_attempts
+        delays = _delays()
+        error = ConnectError(f"the connection to {self._url} was lost")
+        for _ in itertools.count() if tries < 0 else range(tries):
+            await asyncio.sleep(next(delays))
+            limit = asyncio.get_running_loop().time() + self._options.connect_timeout
+            try:
+                if await self._adopt(await self._dial_any(limit), limit):
+                    return
+            except (AuthenticationError, TLSError):
+                raise
+            except ConnectError as failure:
+                error = failure
+            except Exception as failure:
+                # Whatever it was, staying deaf would be worse than trying again.
+                self._reports.report(failure)
+        raise error
+
+    async def _drop(self, client: Client) -> None:
+        if self._client is client:
+            self._client = None
+        for route in self._routes:
+            route.at_server = None
+        await discard(client)
+
+    def _on_lost(self, client: Client, cause: Exception | None = None) -> None:
+        if client is not self._client or self._lost.is_set():
+            return
+        self._lost.set()
+        if self._state is State.CONNECTED:
+            self._change(State.RECONNECTING)
+        error = ConnectionLostError(f"the connection to {self._url} was lost")
+        error.__cause__ = cause or client.last_error
+        self._inbox.fail(error)
+        self._end_drains()
+
+    def _end_drains(self) -> None:
+        for draining in self._drains:
+            draining.cancel()
+
+    def _on_error(self, client: Client, error: Exception) -> None:
+        """Take what nats-py reports; must never raise, nor wait: nats-py's reader runs it."""
+        if client is not self._client:
+            return
+        if isinstance(error, (nats.errors.UnexpectedEOF, OSError)):
+            self._on_lost(client, error)
+            return
+        denied = _DENIED.search(str(error))
+        if denied is None:
+            self._reports.report(error)
+            return
+        action, subject = denied.groups()
+        problem = PermissionDeniedError(
+            f"the server's permissions do not allow {action} to {subject} for this user"
+        )
+        if action == "subscription":
+            for route in self._routes:
+                if route.pattern.lower() == subject:
+                    route.denied = problem
+        elif not self._inbox.fail(problem, asked=subject):
+            self._reports.report(problem)
+
+    async def _round_trip(self, client: Client, deadline: float) -> float:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        exchange = self._inbox.open("", anything)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await client.publish(exchange.reply_subject, b"")
+                await exchange.answer
+        except nats.errors.Error:
+            raise ConnectionLostError(f"the connection to {self._url} was lost") from None
+        finally:
+            self._inbox.close(exchange)
+        return loop.time() - start
+
+    async def _confirm(self, client: Client, deadline: float) -> None:
+        """Wait until the server has taken what was published, so that memory stays bounded."""
+        self._unconfirmed = 0
+        try:
+            await self._round_trip(client, deadline)
+        except TimeoutError:
+            raise NotConnectedError(
+                f"{self._url} took no more data in time; part of what was published is unconfirmed"
+            ) from None
+
+    def _servers(self) -> str:
+        return ", ".join(address.url for address in self._options.addresses)
+
+
+def is_no_responders(msg: Msg) -> bool:
+    """Whether the server says that nobody is subscribed (an empty message with status 503)."""
+    return not msg.data and (msg.headers or {}).get(nats_headers.STATUS) == "503"
+
+
+def _delays() -> Iterator[float]:
+    """Full jitter: a random time below a doubling bound, so that many clients spread out."""
+    bound = FIRST_DELAY
+    while True:
+        yield random.uniform(0.0, bound)
+        bound = min(bound * 2, LONGEST_DELAY)

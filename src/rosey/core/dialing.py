@@ -1,0 +1,160 @@
+"""One server: from its address to a live nats-py client, and from a client back to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import nats.errors
+from nats.aio.client import Client
+
+from rosey.core.addresses import ServerAddress
+from rosey.core.errors import AuthenticationError, ConnectError, TLSError
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds a client gets to close its socket before the socket is aborted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOptions:
+    """How to connect; `EventBus` documents each."""
+
+    addresses: Sequence[ServerAddress]
+    name: str
+    max_reconnect_attempts: int
+    connect_timeout: float
+    inbox_prefix: str
+    token: str | None = field(default=None, repr=False)
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    credentials: str | None = None
+    tls: ssl.SSLContext | None = None
+
+
+async def dial(
+    address: ServerAddress,
+    options: ConnectOptions,
+    deadline: float,
+    on_error: Callable[[Client, Exception], None],
+    on_closed: Callable[[Client], None],
+) -> Client:
+    """Connect to one server until `deadline` (loop time); a failure leaves nothing behind.
+
+    nats-py awaits the two callbacks in its reader: they must neither wait nor raise. Raises
+    `ConnectError`, `AuthenticationError`, `TLSError`.
+    """
+    client = Client()
+    reasons: list[Exception] = []
+    user, password = (address.user or options.user), (address.password or options.password)
+    token = address.token or options.token
+    needs_tls = options.tls is not None or address.url.startswith("tls:")
+    task = asyncio.current_task()
+    assert task is not None
+    cancelled_before = task.cancelling()
+
+    async def error_cb(error: Exception) -> None:
+        reasons.append(error)
+        on_error(client, error)
+
+    async def closed_cb() -> None:
+        on_closed(client)
+
+    try:
+        async with asyncio.timeout_at(deadline):
+            await client.connect(
+                servers=[address.url],
+                name=options.name,
+                error_cb=error_cb,
+                disconnected_cb=closed_cb,
+                closed_cb=closed_cb,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                pending_size=0,  # `Connection.send` bounds it; nats-py's bound eats cancellation
+                inbox_prefix=options.inbox_prefix,
+                tls=options.tls,
+                user=user,
+                password=_only_encrypted(client, password) if needs_tls else password,
+                token=_only_encrypted(client, token) if needs_tls else token,
+                user_credentials=options.credentials,
+            )
+            if needs_tls:
+                _require_tls(client)
+        if task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
+    except asyncio.CancelledError:
+        await discard(client)
+        raise
+    except Exception as error:
+        await discard(client)
+        if task.cancelling() > cancelled_before:
+            # asyncio.wait_for inside nats-py lost the cancellation (before Python 3.12).
+            raise asyncio.CancelledError from error
+        cause = reasons[-1] if reasons and not isinstance(error, TimeoutError) else error
+        raise _connect_error(address, cause) from cause
+    reasons.clear()
+    return client
+
+
+def _only_encrypted(client: Client, secret: str | None) -> Callable[[], str] | None:
+    """Hold `secret` back from a server that offers no TLS although we asked for it.
+
+    nats-py would go on in plaintext (nats.py issue 912); it asks for the secret just before it
+    sends it, when the server's offer is known.
+    """
+    if secret is None:
+        return None
+
+    def reveal() -> str:
+        _require_tls(client)
+        return secret
+
+    return reveal
+
+
+def _require_tls(client: Client) -> None:
+    if not client._server_info.get("tls_required"):
+        raise ssl.SSLError("the server offers no TLS")
+
+
+def _connect_error(address: ServerAddress, cause: Exception) -> ConnectError:
+    if isinstance(cause, ssl.SSLError):
+        reason = getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or str(cause)
+        return TLSError(f"no trusted encrypted connection to {address.url}: {reason}")
+    if isinstance(cause, nats.errors.Error) and "auth" in str(cause).lower():
+        return AuthenticationError(
+            f"{address.url} refused the credentials; check token, user and password"
+        )
+    if isinstance(cause, TimeoutError):
+        return ConnectError(f"{address.url} did not answer in time")
+    # Where a name has several addresses, asyncio folds their errors into the text of one.
+    refused = f"[Errno {errno.ECONNREFUSED}]" in str(cause)
+    if refused and address.is_local:
+        return ConnectError(
+            f"nothing listens at {address.url}: start a server with `rosey server` or "
+            "`nats-server -js`, or use rosey.local_event_bus(), which brings its own"
+        )
+    return ConnectError(f"no connection to {address.url}: {cause or type(cause).__name__}")
+
+
+async def discard(client: Client) -> None:
+    """Close a client whatever state it is in; a socket that will not close is aborted."""
+    closing = asyncio.ensure_future(client.close())
+    closing.add_done_callback(take_result)
+    try:
+        await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
+    finally:
+        # No public way leads to the socket once close() hangs or was cut short.
+        writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        closing.cancel()
+
+
+def take_result(task: asyncio.Future[None]) -> None:
+    """Mark a failure as seen; what is being given up may fail as it likes."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,108 @@
+"""JetStream's own protocol: its JSON API, and its acknowledgement of what was stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rosey.core.connection import Connection, is_no_responders
+from rosey.core.errors import NoRespondersError, StreamError
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+STREAM_NOT_FOUND = 10059
+STREAM_NAME_IN_USE = 10058
+SUBJECTS_OVERLAP = 10065
+NO_STORAGE = 10047
+
+_REMEDIES = {
+    STREAM_NAME_IN_USE: "a stream of that name exists with another configuration",
+    SUBJECTS_OVERLAP: "another stream stores some of its subjects: change or delete that one",
+    NO_STORAGE: "raise max_file or max_mem under jetstream in the server's configuration, "
+    "or lower max_bytes of the streams",
+}
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """An error as JetStream writes it; `err_code` is what it documents."""
+
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """JetStream's acknowledgement: the event is stored in `stream` under sequence `seq`."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+    """It was stored before, by an earlier try with the same message id."""
+    domain: str = ""
+
+
+class _PubReply(msgspec.Struct):
+    stream: str
+    seq: int = 0
+    duplicate: bool = False
+    domain: str = ""
+    error: ApiError | None = None
+    event_type: Any = msgspec.UNSET  # only an event has one: then it is no acknowledgement
+
+
+_PUB_REPLY = msgspec.json.Decoder(_PubReply)
+
+
+def read_ack(msg: Msg) -> PubAck | ApiError | None:
+    """The acknowledgement or refusal in a message; None if the message is something else.
+
+    A stream answers whatever has a reply subject, requests included, so both a publisher and a
+    requester must tell its answer from a handler's.
+    """
+    if msg.headers or not msg.data.startswith((b'{"stream":', b'{"error":')):
+        return None
+    try:
+        reply = _PUB_REPLY.decode(msg.data)
+    except msgspec.DecodeError:
+        return None
+    if reply.event_type is not msgspec.UNSET:
+        return None
+    return reply.error or PubAck(reply.stream, reply.seq, reply.duplicate, reply.domain)
+
+
+def is_ack(msg: Msg) -> bool:
+    """Whether a publisher waited for this message (the server's "no responders" counts)."""
+    return is_no_responders(msg) or read_ack(msg) is not None
+
+
+def is_answer(msg: Msg) -> bool:
+    """Whether a requester waited for this message: anything but a stream's acknowledgement."""
+    return read_ack(msg) is None
+
+
+async def api(connection: Connection, path: str, body: Any, deadline: float) -> dict[str, Any]:
+    """Call `$JS.API.<path>` and return its answer.
+
+    Raises `StreamError` with JetStream's error code and a remedy.
+    """
+    payload = msgspec.json.encode(body) if body is not None else b""
+    try:
+        msg = await connection.exchange(f"$JS.API.{path}", payload, deadline=deadline)
+    except NoRespondersError:
+        raise StreamError(
+            f"JetStream does not answer at {connection.server}: start nats-server with -js or a "
+            "jetstream section, or connect with EventBus(streams=()) to do without"
+        ) from None
+    except TimeoutError:
+        raise StreamError(f"JetStream did not answer {path} in time") from None
+    answer: dict[str, Any] = msgspec.json.decode(msg.data)
+    if "error" in answer:
+        error = msgspec.convert(answer["error"], ApiError)
+        remedy = _REMEDIES.get(error.err_code)
+        hint = f" ({remedy})" if remedy else ""
+        raise StreamError(
+            f"JetStream refused {path}: {error.description}{hint}", code=error.err_code
+        )
+    return answer

@@ -1,0 +1,107 @@
+"""Streams as code: what should be stored, for how long, and whether the server agrees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from rosey.core.connection import Connection
+from rosey.core.errors import PermissionDeniedError, StreamError
+from rosey.core.jetstream import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, api
+from rosey.core.subjects import COMMANDS, PLATFORM, PLUGINS
+
+API_TIMEOUT = 5.0
+"""Seconds that JetStream gets for each question about a stream."""
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpec:
+    """A stream as it should be: it keeps what is published on `subjects`.
+
+    `max_age` is how long (0: for ever), `max_bytes` how much (-1: no limit); the oldest events
+    make room. `name` is letters, digits, `-` and `_`.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    max_age: timedelta = timedelta(0)
+    max_bytes: int = -1
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as JetStream writes it."""
+        return {
+            "name": self.name,
+            "subjects": list(self.subjects),
+            "retention": "limits",
+            "max_age": self.max_age // timedelta(microseconds=1) * 1000,
+            "max_bytes": self.max_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamDrift:
+    """A stream that exists, but not as specified; it was left alone."""
+
+    name: str
+    differences: dict[str, tuple[Any, Any]]
+    """By configuration key: what was specified, what the server has."""
+
+    def __str__(self) -> str:
+        parts = (
+            f"{key} is {found!r}, specified {wanted!r}"
+            for key, (wanted, found) in self.differences.items()
+        )
+        return f"stream {self.name} differs from its specification: {'; '.join(parts)}"
+
+
+DEFAULT_STREAMS = (
+    StreamSpec("PLATFORM_EVENTS", (f"{PLATFORM}.>",), timedelta(days=7), 1024 * _MIB),
+    StreamSpec("COMMANDS", (f"{COMMANDS}.>",), timedelta(hours=24), 100 * _MIB),
+    StreamSpec("PLUGINS", (f"{PLUGINS}.>",), timedelta(hours=24), 100 * _MIB),
+)
+"""The specification's three streams."""
+
+
+async def ensure_streams(
+    connection: Connection, specs: Iterable[StreamSpec]
+) -> tuple[StreamDrift, ...]:
+    """Create the streams that are missing; return how existing ones differ from their spec.
+
+    Raises `StreamError` where the server refuses, with what to do about it.
+    """
+    # One after the other: nats-server misses that two streams overlap if it makes both at once.
+    drifts = [await _ensure(connection, spec) for spec in specs]
+    return tuple(drift for drift in drifts if drift is not None)
+
+
+async def _ensure(connection: Connection, spec: StreamSpec) -> StreamDrift | None:
+    deadline = asyncio.get_running_loop().time() + API_TIMEOUT
+    wanted = spec.config()
+    try:
+        try:
+            found = await api(connection, f"STREAM.INFO.{spec.name}", None, deadline)
+        except StreamError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            try:
+                found = await api(connection, f"STREAM.CREATE.{spec.name}", wanted, deadline)
+            except StreamError as refused:
+                if refused.code != STREAM_NAME_IN_USE:
+                    raise
+                # Somebody else created it in between, and differently.
+                found = await api(connection, f"STREAM.INFO.{spec.name}", None, deadline)
+    except PermissionDeniedError as error:
+        raise StreamError(
+            f"this user may not look up or create stream {spec.name}: let one that may do it, "
+            "and connect this one with EventBus(streams=())"
+        ) from error
+    config = found["config"]
+    differences = {
+        key: (value, config.get(key)) for key, value in wanted.items() if config.get(key) != value
+    }
+    return StreamDrift(spec.name, differences) if differences else None
