@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from waiting import eventually
+from waiting import eventually, server_knows
 
 from rosey import (
     Event,
@@ -66,7 +66,7 @@ async def test_a_raw_responder_on_a_stored_subject_is_not_taken_for_the_stream(
         await raw.publish(msg.reply, b"hello")
 
     await raw.subscribe("rosey.platform.x", cb=on_message)
-    await raw.flush()
+    await server_knows(raw)
     for _ in range(20):
         assert (await bus.publish_js("rosey.platform.x", {})).stream == "PLATFORM_EVENTS"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from waiting import eventually
+from waiting import eventually, server_knows
 
 from rosey import (
     Event,
@@ -100,7 +100,7 @@ async def test_reply_takes_a_nats_message(bus: EventBus, raw: Client) -> None:
         await bus.reply(msg, {"answer": 1})
 
     await raw.subscribe("raw", cb=on_message)
-    await raw.flush()
+    await server_knows(raw)
     assert (await bus.request("raw", {}, correlation_id="id-3")).correlation_id == "id-3"
     other = await raw.request("raw", b"not an event", timeout=5)
     assert Event.from_json(other.data).data == {"answer": 1}
@@ -157,7 +157,7 @@ async def test_errors_are_those_of_nats_services(bus: EventBus, raw: Client) -> 
         "Nats-Service-Error": "line line",
     }
     await raw.subscribe("theirs", cb=on_message)
-    await raw.flush()
+    await server_knows(raw)
     with pytest.raises(RemoteError, match="from afar") as caught:
         await bus.request("theirs", {})
     assert caught.value.code == 500
@@ -193,7 +193,7 @@ async def test_an_answer_that_is_no_event_is_a_typed_error(
         await raw.publish(msg.reply, payload)
 
     await raw.subscribe("a", cb=on_message)
-    await raw.flush()
+    await server_knows(raw)
     with pytest.raises(EventDecodeError):
         await bus.request("a", {}, timeout=5)
 
@@ -216,10 +216,10 @@ async def test_a_late_or_second_answer_is_dropped_in_silence(
             await raw.publish(msg.reply, Event("a", "b", "c", {"n": n}).to_json())
 
     await raw.subscribe("a", cb=twice)
-    await raw.flush()
+    await server_knows(raw)
     async with EventBus([url]) as bus:
         assert (await bus.request("a", {})).data == {"n": 0}
-        await raw.flush()
+        await server_knows(raw)
         await bus.flush()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 

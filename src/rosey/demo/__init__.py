@@ -1,0 +1,1 @@
+"""A recorded night in a chat room, replayed through the bus: what `rosey demo` runs."""
