@@ -130,6 +130,27 @@ async def test_something_that_is_no_nats_server_is_named() -> None:
             await EventBus([url], connect_timeout=0.3).connect()
 
 
+async def test_a_server_that_greets_and_hangs_up_is_an_error_in_time() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"max_payload":1048576,"headers":true}\r\n')
+        await reader.readline()
+        writer.write(b"PONG\r\n")
+        await writer.drain()
+
+    async with fake_server(hang_up) as url:
+        started = time.monotonic()
+        with pytest.raises(ConnectError, match="closed it"):
+            await EventBus([url], connect_timeout=0.5).connect()
+        assert time.monotonic() - started < 10
+
+
+async def test_of_several_servers_each_is_named_with_its_cause() -> None:
+    urls = [unused_url(), unused_url()]
+    with pytest.raises(ConnectError) as caught:
+        await EventBus(urls, connect_timeout=0.3).connect()
+    assert all(url in str(caught.value) for url in urls)
+
+
 async def test_one_live_server_in_the_list_is_enough(server: LocalServer) -> None:
     async with EventBus([unused_url(), server.url, unused_url()]) as bus:
         assert (await bus.health()).server == server.url
@@ -253,6 +274,7 @@ async def test_connecting_from_two_tasks_makes_one_connection(url: str) -> None:
         {"servers": ["http://x"]},
         {"servers": [None]},
         {"connect_timeout": 0},
+        {"inbox_prefix": "answers"},
     ],
 )
 def test_an_option_that_cannot_work_is_refused(options: dict[str, object]) -> None:

@@ -131,6 +131,39 @@ async def test_cancelled_half_way_it_still_closes(bus: EventBus) -> None:
     await bus.disconnect()
 
 
+async def test_cancelled_at_once_it_still_ends_every_subscription(url: str) -> None:
+    before = running_tasks()
+    for steps in range(6):
+        bus = EventBus([url], streams=())
+        await bus.connect()
+        for n in range(3):
+            await bus.subscribe(f"a.{n}", lambda event: None)
+        leaving = asyncio.create_task(bus.disconnect())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await bus.disconnect()
+        assert bus.subscriptions == ()
+        await eventually(lambda: running_tasks() <= before, "tasks end")
+
+
+async def test_no_subscription_is_made_any_more_while_it_closes(bus: EventBus) -> None:
+    refused = asyncio.Event()
+
+    async def handler(event: Event) -> None:
+        await eventually(lambda: bus.state is State.CLOSING)
+        with pytest.raises(NotConnectedError, match="being disconnected"):
+            await bus.subscribe("b", lambda event: None)
+        refused.set()
+
+    await bus.subscribe("a", handler)
+    await bus.publish("a", {})
+    await bus.flush()
+    await bus.disconnect()
+    assert refused.is_set()
+
+
 async def test_every_call_after_it_raises_at_once(bus: EventBus) -> None:
     event = Event("a", "b", "c", {})
     await bus.disconnect()

@@ -9,7 +9,14 @@ import signal
 import pytest
 from waiting import eventually
 
-from rosey import ConnectionLostError, Event, EventBus, NotConnectedError, State
+from rosey import (
+    ConnectionLostError,
+    Event,
+    EventBus,
+    NotConnectedError,
+    PermissionDeniedError,
+    State,
+)
 from rosey.core import connection as connection_module
 from rosey.server import LocalServer
 
@@ -155,7 +162,7 @@ async def test_zero_attempts_means_none(server: LocalServer) -> None:
     await bus.disconnect()
 
 
-async def test_credentials_that_are_no_longer_taken_end_the_bus(tmp_path: object) -> None:
+async def test_credentials_that_are_no_longer_taken_end_the_bus() -> None:
     server = LocalServer(token="first")
     async with server:
         told: list[Exception] = []
@@ -173,6 +180,78 @@ async def test_credentials_that_are_no_longer_taken_end_the_bus(tmp_path: object
             with pytest.raises(NotConnectedError, match="credentials"):
                 await bus.publish("a", {})
         await bus.disconnect()
+
+
+async def test_a_subscription_made_during_an_outage_waits_for_its_end(
+    server: LocalServer,
+) -> None:
+    async with EventBus([server.url], streams=()) as bus:
+        await server.kill()
+        await eventually(lambda: not bus.connected)
+        with pytest.raises(NotConnectedError):
+            await bus.subscribe("a", lambda event: None, timeout=0.05)
+        assert bus.subscriptions == ()
+        received: list[Event] = []
+        subscribing = asyncio.create_task(bus.subscribe("a", received.append))
+        await asyncio.sleep(0)
+        await server.start()
+        await subscribing
+        await bus.publish("a", {})
+        await eventually(lambda: received)
+
+
+async def test_outages_while_subscribing_leave_one_subscription(server: LocalServer) -> None:
+    async with EventBus([server.url], streams=()) as bus, EventBus([server.url]) as other:
+        for n in range(5):
+            received: list[Event] = []
+            subscribing = asyncio.create_task(bus.subscribe("a", received.append, timeout=20))
+            for _ in range(n):
+                await asyncio.sleep(0)
+            await server.kill()
+            await server.start()
+            subscription = await subscribing
+            await bus.flush()  # it may have been made before the server was killed
+            await other.publish("a", {})
+            await other.flush()
+            await bus.flush()
+            await eventually(lambda found=received: found)  # type: ignore[misc]
+            assert len(received) == 1
+            await subscription.unsubscribe()
+
+
+async def test_a_permission_that_is_gone_after_an_outage_is_reported() -> None:
+    rules = """authorization {{ users: [ {{ user: bot, password: pw, permissions: {{
+        publish: ">", subscribe: {} }} }} ] }}"""
+    told: list[Exception] = []
+    async with LocalServer(config=rules.format('">"')) as server:
+        bus = EventBus(
+            [server.url],
+            user="bot",
+            password="pw",
+            streams=(),
+            on_error=lambda error, event: told.append(error),
+        )
+        async with bus:
+            await bus.subscribe("a", lambda event: None)
+            await server.stop()
+            async with LocalServer(port=server.port, config=rules.format('"_INBOX.>"')):
+                await eventually(lambda: told)
+    assert isinstance(told[0], PermissionDeniedError)
+
+
+async def test_many_publishers_at_once_are_bounded_too(bus: EventBus) -> None:
+    text = "x" * 50_000
+    largest = 0
+
+    async def publish() -> None:
+        nonlocal largest
+        for _ in range(10):
+            await bus.publish("a", {"text": text})
+            assert bus.nc is not None
+            largest = max(largest, bus.nc.pending_data_size)
+
+    await asyncio.gather(*(publish() for _ in range(50)))
+    assert largest < 2 * connection_module.MAX_UNCONFIRMED + 50 * len(text)
 
 
 async def test_a_publish_loop_does_not_outrun_the_server(bus: EventBus) -> None:

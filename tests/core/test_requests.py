@@ -176,6 +176,29 @@ async def test_an_answer_that_cannot_be_sent_is_an_error_on_both_sides(
     assert told
 
 
+async def test_no_answer_goes_to_what_is_no_inbox(bus: EventBus, raw: Client) -> None:
+    """A peer must not make us publish, with our permissions, where it may not."""
+    asked: list[Event] = []
+    reached: list[Event] = []
+
+    async def handler(event: Event) -> dict[str, Any]:
+        asked.append(event)
+        if event.data:
+            raise ValueError
+        return {"total": 7}
+
+    await bus.subscribe("dice", handler)
+    await bus.subscribe("rosey.admin.>", reached.append)
+    good, failing = Event("a", "b", "c", {}), Event("a", "b", "c", {"x": 1})
+    for payload in (b"{}", good.to_json(), failing.to_json()):
+        await raw.publish("dice", payload, reply="rosey.admin.kill")
+    await eventually(lambda: len(asked) == 2)
+    with pytest.raises(NoReplySubjectError, match="no inbox"):
+        await bus.reply(asked[0], {})
+    await bus.flush()
+    assert reached == []
+
+
 async def test_a_request_that_is_no_event_is_answered_with_an_error(
     bus: EventBus, raw: Client
 ) -> None:

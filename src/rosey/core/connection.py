@@ -98,6 +98,7 @@ class Connection:
         self._watch: asyncio.Task[None] | None = None
         self._drains: set[asyncio.Future[None]] = set()
         self._unconfirmed = 0
+        self._confirming = asyncio.Lock()
 
     @property
     def state(self) -> State:
@@ -150,7 +151,7 @@ class Connection:
         self._watch = loop.create_task(self._keep_connected(), name="rosey-connection")
 
     async def close(self, deadline: float) -> None:
-        """Send what is pending, close, and forget all subscriptions; bounded by `deadline`."""
+        """Send what is pending and close, until `deadline`; routes are kept for a `connect`."""
         self.stop_reconnecting()
         try:
             if self._watch is not None:
@@ -160,9 +161,8 @@ class Connection:
                     await self._round_trip(self._client, deadline)
         finally:
             client, self._client, self._watch = self._client, None, None
-            self._routes.clear()
             self._change(State.CLOSED)
-            self._inbox.fail(NotConnectedError("the bus was disconnected"))
+            self._inbox.fail(lambda: NotConnectedError("the bus was disconnected"))
             self._loop = None
             if client is not None:
                 await discard(client)
@@ -206,7 +206,7 @@ class Connection:
                 continue
             self._unconfirmed += size + len(subject) + 64
             if self._unconfirmed >= MAX_UNCONFIRMED:
-                await self._confirm(client, deadline)
+                await self._confirm(deadline)
             return
 
     async def exchange(
@@ -252,6 +252,8 @@ class Connection:
         `SubscriptionError`, `NotConnectedError`.
         """
         client = await self._live_client(deadline)
+        if self._state is State.CLOSING:
+            raise NotConnectedError("the bus is being disconnected")
         self._routes.append(route)
         try:
             while True:
@@ -275,13 +277,13 @@ class Connection:
 
     async def unsubscribe(self, route: Route) -> None:
         """End a subscription at once; messages on their way are dropped."""
-        if self._forget(route) is not None and route.at_server is not None:
+        if self.forget(route) and route.at_server is not None:
             with contextlib.suppress(nats.errors.Error):
                 await route.at_server.unsubscribe()
 
     async def drain(self, route: Route, deadline: float) -> None:
         """End a subscription after delivering what the server has sent already."""
-        if self._forget(route) is None or route.at_server is None:
+        if not self.forget(route) or route.at_server is None:
             return
         # Not cancelled while the client lives: its reader would die of the answer to a cancelled
         # flush. Cancelled once it is dead: it would wait for that answer.
@@ -292,11 +294,12 @@ class Connection:
         left = max(0.0, deadline - asyncio.get_running_loop().time())
         await asyncio.wait([draining], timeout=left)
 
-    def _forget(self, route: Route) -> Route | None:
+    def forget(self, route: Route) -> bool:
+        """Do not make this subscription again; whether it was one."""
         if route not in self._routes:
-            return None
+            return False
         self._routes.remove(route)
-        return route
+        return True
 
     def _change(self, state: State) -> None:
         if state is self._state:
@@ -312,7 +315,9 @@ class Connection:
         """The loop ended without a `close`: nothing of it can be used or cleaned up any more."""
         self._client = self._watch = self._loop = None
         self._settled, self._lost = asyncio.Event(), asyncio.Event()
+        self._confirming = asyncio.Lock()
         self._routes.clear()
+        self._drains.clear()
         self._state = State.CLOSED
 
     async def _live_client(self, deadline: float) -> Client:
@@ -338,7 +343,8 @@ class Connection:
         first: ConnectError | None = None
         for delay in _delays():
             try:
-                client = await self._dial_any(deadline)
+                await self._adopt(await self._dial_any(deadline), deadline)
+                return
             except (AuthenticationError, TLSError):
                 raise
             except ConnectError as error:
@@ -349,21 +355,19 @@ class Connection:
                     first = error
                     _logger.warning("%s; trying again", error)
                 await asyncio.sleep(delay)
-            else:
-                if await self._adopt(client, deadline):
-                    return
 
     async def _dial_any(self, deadline: float) -> Client:
         """Try each server once, in random order, and return the first client that connects."""
-        worst: ConnectError | None = None
+        failures: list[ConnectError] = []
         for address in random.sample(self._options.addresses, len(self._options.addresses)):
             try:
                 return await self._dial(address, deadline)
             except ConnectError as error:
-                if not isinstance(worst, (AuthenticationError, TLSError)):
-                    worst = error
-        assert worst is not None
-        raise worst
+                failures.append(error)
+        for failure in failures:
+            if len(failures) == 1 or isinstance(failure, (AuthenticationError, TLSError)):
+                raise failure
+        raise ConnectError("; ".join(map(str, failures))) from failures[-1].__cause__
 
     async def _dial(self, address: ServerAddress, deadline: float) -> Client:
         limit = min(deadline, asyncio.get_running_loop().time() + DIAL_TIMEOUT)
@@ -371,36 +375,43 @@ class Connection:
         self._url = address.url
         return client
 
-    async def _adopt(self, client: Client, deadline: float) -> bool:
-        """Make `client` the current one with all subscriptions; False if it died meanwhile."""
+    async def _adopt(self, client: Client, deadline: float) -> None:
+        """Make `client` the current one, with all subscriptions.
+
+        Raises `ConnectError` if it dies meanwhile, `AuthenticationError` if it may have no inbox.
+        """
         self._client = client
         self._lost.clear()
         self._unconfirmed = 0
         inbox = Route(self._inbox.pattern, "", self._inbox.deliver)
         try:
             self._routes.insert(0, inbox)
-            for route in tuple(self._routes):
-                await self._attach(route, client)
+            async with asyncio.timeout_at(deadline):
+                for route in tuple(self._routes):
+                    await self._attach(route, client)
             limit = asyncio.get_running_loop().time() + ROUND_TRIP_TIMEOUT
-            await self._round_trip(client, max(deadline, limit))
-        except (ConnectionLostError, TimeoutError, nats.errors.Error) as error:
+            await self._round_trip(client, min(deadline, limit))
+            if self._lost.is_set() or self._state in (State.CLOSING, State.CLOSED):
+                raise ConnectionLostError(f"the connection to {self._url} was lost")
+        except (ConnectionLostError, TimeoutError) as error:
             await self._drop(client)
             if inbox.denied:
                 raise AuthenticationError(
                     f"{self._url} lets this user connect, but not subscribe to "
                     f"{inbox.pattern}, where answers arrive: allow that, or set inbox_prefix"
                 ) from inbox.denied
-            _logger.warning("%s was lost again at once: %s", self._url, error or "no answer")
-            return False
+            raise ConnectError(
+                f"{self._url} took the connection and then did not answer, or closed it"
+            ) from error
         except BaseException:
             await self._drop(client)
             raise
         finally:
             self._routes.remove(inbox)
-        if self._lost.is_set():
-            return False
         self._change(State.CONNECTED)
-        return True
+        for route in self._routes:
+            if route.denied is not None:  # allowed before, and no more
+                self._reports.report(route.denied)
 
     async def _attach(self, route: Route, client: Client) -> None:
         async def on_message(msg: Msg) -> None:
@@ -411,21 +422,27 @@ class Connection:
             return
         try:
             # The limits are ours (`deliver` never waits), so that a drop is always counted.
-            route.at_server = await client.subscribe(
+            at_server = await client.subscribe(
                 route.pattern,
                 route.queue,
                 cb=on_message,
                 pending_msgs_limit=0,
                 pending_bytes_limit=0,
             )
-        except nats.errors.ConnectionClosedError:
+        except nats.errors.Error:
+            self._on_lost(client)
             raise ConnectionLostError(f"the connection to {self._url} was lost") from None
-        if route not in self._routes:  # unsubscribed while it was being made
-            await route.at_server.unsubscribe()
+        if client is not self._client:
+            raise ConnectionLostError(f"the connection to {self._url} was lost")
+        if route in self._routes:
+            route.at_server = at_server
+        else:  # unsubscribed while it was being made
+            with contextlib.suppress(nats.errors.Error):
+                await at_server.unsubscribe()
 
     async def _keep_connected(self) -> None:
         """Runs as long as the bus is connected: notices a dead client and replaces it."""
-        while True:
+        while self.is_usable:
             client = self._client
             if client is not None:
                 if not await self._is_lost(client):
@@ -464,10 +481,12 @@ class Connection:
         error = ConnectError(f"the connection to {self._url} was lost")
         for _ in itertools.count() if tries < 0 else range(tries):
             await asyncio.sleep(next(delays))
+            if not self.is_usable:
+                return
             limit = asyncio.get_running_loop().time() + self._options.connect_timeout
             try:
-                if await self._adopt(await self._dial_any(limit), limit):
-                    return
+                await self._adopt(await self._dial_any(limit), limit)
+                return
             except (AuthenticationError, TLSError):
                 raise
             except ConnectError as failure:
@@ -490,9 +509,14 @@ class Connection:
         self._lost.set()
         if self._state is State.CONNECTED:
             self._change(State.RECONNECTING)
-        error = ConnectionLostError(f"the connection to {self._url} was lost")
-        error.__cause__ = cause or client.last_error
-        self._inbox.fail(error)
+        reason = cause or client.last_error
+
+        def lost() -> ConnectionLostError:
+            error = ConnectionLostError(f"the connection to {self._url} was lost")
+            error.__cause__ = reason
+            return error
+
+        self._inbox.fail(lost)
         self._end_drains()
 
     def _end_drains(self) -> None:
@@ -511,15 +535,18 @@ class Connection:
             self._reports.report(error)
             return
         action, subject = denied.groups()
-        problem = PermissionDeniedError(
-            f"the server's permissions do not allow {action} to {subject} for this user"
-        )
+
+        def problem() -> PermissionDeniedError:
+            return PermissionDeniedError(
+                f"the server's permissions do not allow {action} to {subject} for this user"
+            )
+
         if action == "subscription":
             for route in self._routes:
                 if route.pattern.lower() == subject:
-                    route.denied = problem
+                    route.denied = problem()
         elif not self._inbox.fail(problem, asked=subject):
-            self._reports.report(problem)
+            self._reports.report(problem())
 
     async def _round_trip(self, client: Client, deadline: float) -> float:
         loop = asyncio.get_running_loop()
@@ -530,16 +557,24 @@ class Connection:
                 await client.publish(exchange.reply_subject, b"")
                 await exchange.answer
         except nats.errors.Error:
+            self._on_lost(client)
             raise ConnectionLostError(f"the connection to {self._url} was lost") from None
         finally:
             self._inbox.close(exchange)
         return loop.time() - start
 
-    async def _confirm(self, client: Client, deadline: float) -> None:
-        """Wait until the server has taken what was published, so that memory stays bounded."""
-        self._unconfirmed = 0
+    async def _confirm(self, deadline: float) -> None:
+        """Wait until the server has taken what was published, so that memory stays bounded.
+
+        One publisher asks; others that reach the bound meanwhile wait for their turn.
+        """
         try:
-            await self._round_trip(client, deadline)
+            async with asyncio.timeout_at(deadline), self._confirming:
+                client = self._client
+                if self._unconfirmed < MAX_UNCONFIRMED or client is None:
+                    return
+                self._unconfirmed = 0
+                await self._round_trip(client, deadline)
         except TimeoutError:
             raise NotConnectedError(
                 f"{self._url} took no more data in time; part of what was published is unconfirmed"

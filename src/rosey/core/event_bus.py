@@ -109,7 +109,8 @@ class EventBus:
         user, password: credentials of a user.
         credentials: path of a `.creds` file (needs nats-py's `nkeys` extra).
         tls: context for encrypted connections; a server that offers no TLS is then refused.
-        inbox_prefix: where answers to this client arrive, as permissions require it.
+        inbox_prefix: where answers to this client arrive, as permissions require it; starts with
+            `_INBOX`, because answers are sent nowhere else.
         streams: streams that `connect` creates where they are missing; `()` for a client that
             may not administer JetStream.
         on_error: called with every failure that has no caller to raise to, and its event if
@@ -139,6 +140,8 @@ class EventBus:
             pool = tuple(addresses.parse(url) for url in urls)
         except (ValueError, AttributeError) as error:
             raise InvalidOptionError(f"servers: {error}") from None
+        if not inbox_prefix.startswith(requests.INBOX):
+            raise InvalidOptionError(f"inbox_prefix must start with {requests.INBOX}")
         if connect_timeout <= 0:
             raise InvalidOptionError("connect_timeout must be more than 0 seconds")
         self.servers = [address.url for address in pool]
@@ -263,6 +266,8 @@ class EventBus:
             try:
                 await asyncio.gather(*(sub.finish(deadline, us) for sub in self._subscriptions))
             finally:
+                for subscription in tuple(self._subscriptions):
+                    subscription.abort(us)
                 await self._connection.close(deadline)
 
     async def flush(self, timeout: float = 5.0) -> None:

@@ -71,10 +71,11 @@ class Inbox:
         else:
             exchange.passed_over = msg
 
-    def fail(self, error: Exception, asked: str | None = None) -> bool:
-        """End open exchanges with `error`: all, or those asking on `asked` in any case.
+    def fail(self, make_error: Callable[[], Exception], asked: str | None = None) -> bool:
+        """End open exchanges, each with an error of its own.
 
-        Returns whether there was one.
+        All of them, or those that asked on subject `asked`, given in lower case. Returns whether
+        there was one.
         """
         failed = [
             exchange
@@ -82,5 +83,5 @@ class Inbox:
             if not exchange.answer.done() and (asked is None or exchange.asked.lower() == asked)
         ]
         for exchange in failed:
-            exchange.answer.set_exception(error)
+            exchange.answer.set_exception(make_error())
         return bool(failed)

@@ -26,7 +26,7 @@ class ErrorReports:
         self, error: Exception, event: Event | None = None, *, where: str = "", once: str = ""
     ) -> None:
         """Report `error`; of those with the same `once` at most one a second is logged."""
-        if self._may_log(once):
+        if not once or self.is_due(once):
             ours = isinstance(error, EventBusError) and error.__cause__ is None
             _logger.error(
                 "%s%s%s",
@@ -42,9 +42,8 @@ class ErrorReports:
         except Exception:
             _logger.exception("the error hook failed")
 
-    def _may_log(self, once: str) -> bool:
-        if not once:
-            return True
+    def is_due(self, once: str) -> bool:
+        """Whether the last time that this was asked and true is over a second ago."""
         now = time.monotonic()
         if now < self._quiet_until.get(once, 0.0):
             return False

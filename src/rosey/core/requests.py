@@ -20,6 +20,9 @@ INTERNAL_ERROR = 500
 """Code of a `RemoteError` for a handler that failed without choosing one."""
 BAD_REQUEST = 400
 """Code of a `RemoteError` for a request that is not an event."""
+INBOX = "_INBOX"
+"""How a reply subject begins. Answers go nowhere else, or a peer could have this program, with its
+permissions, publish where the peer may not."""
 REPLY_TIMEOUT = 5.0
 """Seconds that an answer waits for the connection to come back."""
 
@@ -65,6 +68,10 @@ async def respond(
     """
     if not to.reply:
         raise NoReplySubjectError(f"nobody waits for a reply to this event on {to.subject}")
+    if not to.reply.startswith(INBOX):
+        raise NoReplySubjectError(
+            f"{to.reply!r} is no inbox (it does not start with {INBOX}): no answer is sent there"
+        )
     headers = None
     if error is not None:
         headers = {
@@ -100,7 +107,7 @@ def delivery_of(msg: Msg, pattern: str) -> Delivery:
 
 def awaits_answer(delivery: Delivery) -> bool:
     """Whether somebody waits for a handler's answer, rather than for a stream's acknowledgement."""
-    return bool(delivery.reply) and nats_headers.MSG_ID not in delivery.headers
+    return delivery.reply.startswith(INBOX) and nats_headers.MSG_ID not in delivery.headers
 
 
 def _remote_error(msg: Msg) -> RemoteError:

@@ -61,7 +61,7 @@ def validate_queue(queue: str) -> str:
     )
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=8192)
 def matches(pattern: str, subject: str) -> bool:
     """Whether a subscription to `pattern` receives what is published on `subject`."""
     wanted = pattern.split(".")

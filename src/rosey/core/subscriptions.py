@@ -143,13 +143,20 @@ class Subscription:
             return
         left = max(0.0, deadline - asyncio.get_running_loop().time())
         try:
-            _, late = await asyncio.wait(workers, timeout=left)
-        except asyncio.CancelledError:
-            self._cancel(workers)
-            raise
+            await asyncio.wait(workers, timeout=left)
+        finally:
+            late = self.abort(besides)
         if late:
-            self._cancel(late)
             await asyncio.wait(late, timeout=1.0)
+
+    def abort(self, besides: asyncio.Task[Any] | None) -> set[asyncio.Task[None]]:
+        """End now: cancel what runs but for task `besides`, and report it; return what ran."""
+        self._connection.forget(self._route)
+        self._end()
+        running = {task for task in self._workers if task is not besides and not task.done()}
+        if running:
+            self._cancel(running)
+        return running
 
     def _end(self) -> None:
         self._ending = True
@@ -195,9 +202,8 @@ class Subscription:
             self._arrived.set()
 
     def _report_drop(self, why: str, text: str) -> None:
-        self._reports.report(
-            SubscriptionError(f"{self.subject} dropped: {text}"), once=f"{why} {self.subject}"
-        )
+        if self._reports.is_due(f"{why} {self.subject}"):
+            self._reports.report(SubscriptionError(f"{self.subject} dropped: {text}"))
 
     async def _work(self) -> None:
         """Handle messages one after the other until the subscription ends."""
@@ -220,7 +226,7 @@ class Subscription:
         except EventDecodeError as error:
             self.stats.undecodable += 1
             where = f"{self.subject} dropped a message of {delivery.size} bytes on {msg.subject}"
-            self._reports.report(error, where=where, once=where)
+            self._reports.report(error, where=where, once=f"undecodable {self.subject}")
             await self._refuse(delivery, RemoteError(requests.BAD_REQUEST, str(error)), None)
             return
         mark_delivered(event, delivery)

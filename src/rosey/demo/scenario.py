@@ -80,7 +80,7 @@ async def play(
                 await handler.start()
             crash = await _replay_with_a_crash(connector, server, session.frames, speed, progress)
             progress.act = "catching up"
-            await chat.drain()
+            await chat.drain(timeout=PATIENCE)
             caught_up = await catch_up(router, await _last_sequence(connector))
         # The bots' bus has drained: whatever they had begun is done.
         stored = await _stored(connector)
@@ -133,17 +133,20 @@ async def _replay_with_a_crash(
         if crash.restart and not crash.recovery:
             crash.recovery = time.perf_counter() - crash.killed_at
 
-    async with asyncio.TaskGroup() as publishing:
-        for number, frame in enumerate(frames):
-            if speed is not None:
-                due = began + (frame.t - frames[0].t) / speed
-                await asyncio.sleep(due - time.perf_counter())
-            if number == len(frames) // 2:
-                # What is in flight now is not waited for: that is the point.
-                publishing.create_task(_crash(server, crash, progress))
-            await free.acquire()
-            progress.published += 1
-            publishing.create_task(publish(to_event(frame)))
+    try:
+        async with asyncio.TaskGroup() as publishing:
+            for number, frame in enumerate(frames):
+                if speed is not None:
+                    due = began + (frame.t - frames[0].t) / speed
+                    await asyncio.sleep(due - time.perf_counter())
+                if number == len(frames) // 2:
+                    # What is in flight now is not waited for: that is the point.
+                    publishing.create_task(_crash(server, crash, progress))
+                await free.acquire()
+                progress.published += 1
+                publishing.create_task(publish(to_event(frame)))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
     return crash
 
 
