@@ -7,19 +7,21 @@ import argparse
 import json
 import sys
 import time
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 COLUMNS = "{time:>8}  {clients:>7}  {subs:>5}  {ins:>9}  {outs:>9}  {slow:>4}  {mem:>8}  {streams:>7}  {stored:>10}"
 
 
 def fetch(url: str, path: str) -> dict:
-    with urllib.request.urlopen(f"{url}/{path}", timeout=5) as answer:
+    with urllib.request.urlopen(f"{url.rstrip('/')}/{path}", timeout=5) as answer:
         return json.load(answer)
 
 
 def line(url: str) -> str:
     server, jetstream = fetch(url, "varz"), fetch(url, "jsz")
+    if "connections" not in server:
+        raise ValueError("what answers is no nats-server")
     return COLUMNS.format(
         time=time.strftime("%H:%M:%S"),
         clients=server["connections"],
@@ -39,6 +41,8 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=5.0, help="seconds between lines")
     parser.add_argument("--once", action="store_true", help="print one line and end")
     options = parser.parse_args()
+    if options.interval <= 0:
+        parser.error("--interval is a number of seconds above 0")
     print(
         COLUMNS.format(
             time="time", clients="clients", subs="subs", ins="msgs in", outs="msgs out",
@@ -48,7 +52,7 @@ def main() -> None:
     while True:
         try:
             print(line(options.url), flush=True)
-        except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             if options.once:
                 sys.exit(f"monitor: no answer from {options.url}: {error}")
             print(f"{time.strftime('%H:%M:%S')}  no answer: {error}", flush=True)

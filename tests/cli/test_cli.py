@@ -61,10 +61,12 @@ def start() -> Iterator[Start]:
 
 def read_until(program: subprocess.Popen[str], words: str) -> str:
     assert program.stdout is not None
+    said = ""
     for line in program.stdout:
         if words in line:
             return line
-    raise AssertionError(f"it ended without saying {words!r}")
+        said += line
+    raise AssertionError(f"it ended without saying {words!r}: {said}")
 
 
 def rest_of(program: subprocess.Popen[str]) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from rosey.cli.server import until_interrupted
+from rosey.cli.server import on_interrupt
 from rosey.core.errors import EventBusError
 from rosey.demo import scenario
 from rosey.demo.cytube import Session, SessionError, read_session
@@ -64,8 +64,9 @@ async def _run(
         else:
             console.print(_table(outcome))
         if keep:
+            interrupted = on_interrupt()
             console.print(f"the server keeps running at {server.url}; Ctrl-C ends it")
-            await until_interrupted()
+            await interrupted.wait()
     return outcome
 
 
@@ -120,7 +121,7 @@ def _table(outcome: scenario.Outcome) -> Table:
         "  run by two handlers": " + ".join(map(str, outcome.handled_by)),
         "  request p50, p99": f"{_ms(outcome.request_p50)}, {_ms(outcome.request_p99)}",
         "server killed, back after": _ms(outcome.restart),
-        "  next event stored after": _ms(outcome.recovery),
+        "  next event stored after": _ms(outcome.recovery) if outcome.recovery else "none was left",
         "everything took": f"{outcome.duration:.1f} s",
     }
     for name, value in rows.items():

@@ -33,14 +33,15 @@ def server(port: int, store: Path | None) -> None:
 
 
 async def _serve(server: LocalServer) -> None:
+    interrupted = on_interrupt()
     async with server:
         click.echo(f"nats-server is at {server.url}, its data in {server.store_dir}")
         click.echo("Ctrl-C ends it")
-        await until_interrupted()
+        await interrupted.wait()
 
 
-async def until_interrupted() -> None:
-    """Return at the first SIGINT or SIGTERM."""
+def on_interrupt() -> asyncio.Event:
+    """An event that is set at the first SIGINT or SIGTERM, which then do nothing else."""
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -48,4 +49,4 @@ async def until_interrupted() -> None:
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupted.set))
         else:
             loop.add_signal_handler(number, interrupted.set)
-    await interrupted.wait()
+    return interrupted

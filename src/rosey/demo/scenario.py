@@ -49,8 +49,8 @@ class Outcome:
     request_p99: float
     restart: float
     """From the kill until the server listens again."""
-    recovery: float
-    """From the kill until the next event is acknowledged."""
+    recovery: float | None
+    """From the kill until the next event was acknowledged, if one was left to publish."""
     duration: float
 
     def problems(self) -> list[str]:
@@ -81,6 +81,7 @@ async def play(
             crash = await _replay_with_a_crash(connector, server, session.frames, speed, progress)
             progress.act = "catching up"
             await chat.drain(timeout=PATIENCE)
+            await bots.flush(PATIENCE)
             caught_up = await catch_up(router, await _last_sequence(connector))
         # The bots' bus has drained: whatever they had begun is done.
         stored = await _stored(connector)
@@ -110,7 +111,7 @@ class _Crash:
 
     killed_at: float = 0.0
     restart: float = 0.0
-    recovery: float = 0.0
+    recovery: float | None = None
 
 
 async def _replay_with_a_crash(
@@ -130,7 +131,7 @@ async def _replay_with_a_crash(
         await connector.publish_js(event, timeout=PATIENCE)
         free.release()
         progress.acknowledged += 1
-        if crash.restart and not crash.recovery:
+        if crash.restart and crash.recovery is None:
             crash.recovery = time.perf_counter() - crash.killed_at
 
     try:
@@ -160,6 +161,7 @@ async def _crash(server: LocalServer, crash: _Crash, progress: Progress) -> None
 
 
 async def _last_sequence(bus: EventBus) -> int:
+    await bus.flush(PATIENCE)  # the crash may have been a moment ago
     assert bus.js is not None
     return (await bus.js.stream_info("PLATFORM_EVENTS")).state.last_seq
 
