@@ -10,7 +10,10 @@ import time
 import urllib.request
 from http.client import HTTPException
 
-COLUMNS = "{time:>8}  {clients:>7}  {subs:>5}  {ins:>9}  {outs:>9}  {slow:>4}  {mem:>8}  {streams:>7}  {stored:>10}"
+COLUMNS = (
+    "{time:>8}  {clients:>7}  {subs:>5}  {ins:>9}  {outs:>9}"
+    "  {slow:>4}  {mem:>8}  {streams:>7}  {stored:>10}"
+)
 
 
 def fetch(url: str, path: str) -> dict:

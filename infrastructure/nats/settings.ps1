@@ -6,10 +6,12 @@ function Fail($text) { [Console]::Error.WriteLine("nats: $text"); exit 1 }
 $settings = @{}
 $file = Join-Path $PSScriptRoot '.env.nats'
 if (Test-Path -LiteralPath $file) {
+    $count = 0
     foreach ($line in Get-Content -LiteralPath $file -Encoding UTF8) {
+        $count += 1
         if ($line -cmatch '^(NATS_[A-Z_]+)=(.*)$') {
             $settings[$Matches[1]] = $Matches[2] -replace '^(["''])(.*)\1$', '$2'
-        } elseif ($line -and -not $line.StartsWith('#')) { Fail '.env.nats: a line is not NATS_NAME=value' }
+        } elseif ($line -and -not $line.StartsWith('#')) { Fail ".env.nats, line ${count}: not NATS_NAME=value" }
     }
 }
 function Setting($name, $default) {
@@ -17,7 +19,7 @@ function Setting($name, $default) {
     return $default
 }
 function InHere($path) { if ([IO.Path]::IsPathRooted($path)) { $path } else { Join-Path $PSScriptRoot $path } }
-$data = [IO.Path]::GetFullPath((InHere (Setting 'NATS_DATA_DIR' 'data')))
+$data = [IO.Path]::GetFullPath((InHere (Setting 'NATS_DATA_DIR' 'data'))).TrimEnd('\')
 $pidFile = Join-Path $data 'nats-server.pid'
 
 # The server on our data, or nothing. A pid file outlives its server, and the number in it may be

@@ -10,19 +10,21 @@ fail() {
 # Lines of .env.nats are data and never run. What the environment says wins over them.
 if [ -f "$here/.env.nats" ]; then
     cr=$(printf '\r')
+    count=0
     while IFS= read -r line || [ -n "$line" ]; do
+        count=$((count + 1))
         line=${line%"$cr"}
         name=${line%%=*}
         value=${line#*=}
         case $line in
         NATS_*=*)
-            case $name in *[!A-Z_]*) fail ".env.nats: $name is no name" ;; esac
+            case $name in *[!A-Z_]*) fail ".env.nats, line $count: $name is no name" ;; esac
             case $value in \"*\" | \'*\') value=${value#?} value=${value%?} ;; esac
             eval "known=\${$name:+yes}"
             [ -n "$known" ] || export "$name=$value"
             ;;
         '' | '#'*) ;;
-        *) fail ".env.nats: a line is not NATS_NAME=value" ;;
+        *) fail ".env.nats, line $count: not NATS_NAME=value" ;;
         esac
     done <"$here/.env.nats"
 fi

@@ -2,6 +2,7 @@
 # Starts the server of nats-server.conf in the background; with --foreground it becomes it.
 set -eu
 umask 077
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "$0")/settings.sh"
 
 token=${NATS_TOKEN:-}
@@ -33,7 +34,7 @@ pid_file=$data/nats-server.pid
 pid=$(cat "$pid_file" 2>/dev/null || true)
 ! ours "$pid" || fail "it already runs, as process $pid"
 # Two servers on one store lose events, and nats-server has no lock. The server inherits this one
-# and holds it as long as it lives; `rosey server` and EventBus.local take the same.
+# and holds it as long as it lives; `rosey server` takes the same.
 if command -v flock >/dev/null; then
     exec 9>"$data/rosey.lock"
     flock -n 9 || fail "another server uses $data"

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Stops the server that start-nats.sh started on this data directory, and no other.
 set -eu
+# shellcheck source-path=SCRIPTDIR
 . "$(dirname -- "$0")/settings.sh"
 
 pid=$(cat "$pid_file" 2>/dev/null || true)

@@ -45,7 +45,9 @@ async def jetstream(client: Client) -> bytes | None:
         await context.delete_stream(stream)
 
 
-async def works(name: str, step: Callable[[Client], Awaitable[bytes | None]], client: Client) -> bool:
+async def works(
+    name: str, step: Callable[[Client], Awaitable[bytes | None]], client: Client
+) -> bool:
     try:
         received = await asyncio.wait_for(step(client), 3 * TIMEOUT)
     except Exception as error:
