@@ -12,7 +12,7 @@ $(shell rm -f $(STAMP))
 endif
 
 .SILENT:
-.PHONY: help demo test check lint clean
+.PHONY: help demo test check lint chaos clean
 
 help: ## show this
 	grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -34,6 +34,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 	rm .lint-imports.log
 	echo "lint, types and layers are fine"
+
+chaos: $(STAMP) ## the fault tests, 100 cycles each, and the table in docs/reliability.md
+	ROSEY_FAULT_CYCLES=$${ROSEY_FAULT_CYCLES:-100} ROSEY_FAULT_TABLE=docs/reliability.md \
+		$(BIN)/pytest -q -m fault --timeout 3600
 
 clean: ## remove the environment and everything made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* dist build

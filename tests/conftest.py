@@ -12,6 +12,8 @@ from nats.aio.client import Client
 from rosey import EventBus
 from rosey.server import LocalServer
 
+pytest_plugins = ["fault_table"]
+
 
 @pytest.fixture
 async def server() -> AsyncIterator[LocalServer]:

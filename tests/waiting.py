@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from nats.aio.client import Client
 
-LONGEST = 10.0
+LONGEST = 20.0
 """Seconds; far more than anything takes, so that only a real failure reaches it."""
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from rosey.cli.server import on_interrupt
 from rosey.core.errors import EventBusError
+from rosey.core.signals import stop_requested
 from rosey.demo import scenario
 from rosey.demo.cytube import Session, SessionError, read_session
 from rosey.server import LocalServer, ServerError
@@ -64,9 +64,9 @@ async def _run(
         else:
             console.print(_table(outcome))
         if keep:
-            interrupted = on_interrupt()
-            console.print(f"the server keeps running at {server.url}; Ctrl-C ends it")
-            await interrupted.wait()
+            with stop_requested() as stopping:
+                console.print(f"the server keeps running at {server.url}; Ctrl-C ends it")
+                await stopping.wait()
     return outcome
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 from pathlib import Path
 
 import click
 
+from rosey.core.signals import stop_requested
 from rosey.server import LocalServer, ServerError
 
 
@@ -33,20 +32,8 @@ def server(port: int, store: Path | None) -> None:
 
 
 async def _serve(server: LocalServer) -> None:
-    interrupted = on_interrupt()
-    async with server:
-        click.echo(f"nats-server is at {server.url}, its data in {server.store_dir}")
-        click.echo("Ctrl-C ends it")
-        await interrupted.wait()
-
-
-def on_interrupt() -> asyncio.Event:
-    """An event that is set at the first SIGINT or SIGTERM, which then do nothing else."""
-    interrupted = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if sys.platform == "win32":  # pragma: no cover - tested on POSIX only
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(interrupted.set))
-        else:
-            loop.add_signal_handler(number, interrupted.set)
-    return interrupted
+    with stop_requested() as stopping:
+        async with server:
+            click.echo(f"nats-server is at {server.url}, its data in {server.store_dir}")
+            click.echo("Ctrl-C ends it")
+            await stopping.wait()

@@ -17,6 +17,8 @@ class ServerAddress:
     user: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    certified_as: str | None = None
+    """The name that its certificate must hold, if not the URL's."""
 
     @property
     def is_local(self) -> bool:

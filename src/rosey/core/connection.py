@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import random
 import re
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 import nats.errors
 
 from rosey.core import headers as nats_headers
-from rosey.core.addresses import ServerAddress
-from rosey.core.dialing import CLOSE_TIMEOUT, ConnectOptions, dial, discard, take_result
+from rosey.core.dialing import CLOSE_TIMEOUT, Callbacks, discard, take_result
 from rosey.core.errors import (
     AuthenticationError,
     ConnectError,
@@ -37,6 +36,8 @@ from rosey.core.errors import (
     WrongEventLoopError,
 )
 from rosey.core.inbox import Accept, Inbox, anything
+from rosey.core.loop_lag import LoopLag
+from rosey.core.pool import ServerPool, delays
 from rosey.core.reports import ErrorReports
 
 if TYPE_CHECKING:
@@ -44,14 +45,12 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription as NatsSubscription
 
-DIAL_TIMEOUT = 2.0
-"""Seconds that one server gets to complete a handshake before the next one is tried."""
 ROUND_TRIP_TIMEOUT = 2.0
 """Seconds in which a healthy server answers; one that does not is given up."""
 HEARTBEAT = 5.0
 """Seconds without traffic after which the connection proves itself with a round trip."""
-FIRST_DELAY, LONGEST_DELAY = 0.05, 0.5
-"""Seconds: reconnecting waits a random time below a bound that doubles from one to the other."""
+DENIED_FOR = 5.0
+"""Seconds in which `send` refuses a subject itself after the server did; permissions may change."""
 MAX_UNCONFIRMED = 512 * 1024
 """Bytes published after which a publisher waits until the server has taken them."""
 
@@ -83,18 +82,36 @@ class Route:
 class Connection:
     """A connection to one server at a time, of a pool, that replaces itself when it fails."""
 
-    def __init__(self, options: ConnectOptions, reports: ErrorReports) -> None:
-        self._options = options
+    def __init__(
+        self,
+        pool: ServerPool,
+        reports: ErrorReports,
+        *,
+        max_reconnect_attempts: int,
+        connect_timeout: float,
+        inbox_prefix: str,
+        needs_jetstream: bool,
+    ) -> None:
+        self._pool = pool
         self._reports = reports
+        self._max_reconnect_attempts = max_reconnect_attempts
+        self._connect_timeout = connect_timeout
+        self._needs_jetstream = needs_jetstream
+        self._callbacks = Callbacks(
+            self._on_error, self._on_lost, self._on_lame_duck, self._pool.learn
+        )
+        self.lag = LoopLag()
         self._state = State.CLOSED
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Client | None = None
-        self._url = ""
-        self._inbox = Inbox(options.inbox_prefix)
+        self._inbox = Inbox(inbox_prefix)
         self._routes: list[Route] = []
         self._failure: EventBusError | None = None
         self._settled = asyncio.Event()  # the state is neither connecting nor reconnecting
         self._lost = asyncio.Event()  # the current client is of no more use
+        self._move = asyncio.Event()  # the current server should be left for another
+        self._listeners: set[asyncio.Queue[State]] = set()
+        self._denied: dict[str, float] = {}  # subjects, and until when publishing there is refused
         self._watch: asyncio.Task[None] | None = None
         self._drains: set[asyncio.Future[None]] = set()
         self._unconfirmed = 0
@@ -118,7 +135,7 @@ class Connection:
     @property
     def server(self) -> str:
         """The URL of the server connected to, without credentials; empty before the first."""
-        return self._url
+        return self._pool.current.url if self._pool.current is not None else ""
 
     def check_loop(self) -> None:
         """Raise `WrongEventLoopError` unless called on the loop the connection was made on."""
@@ -141,7 +158,7 @@ class Connection:
         loop = asyncio.get_running_loop()
         self._loop, self._failure = loop, None
         self._change(State.CONNECTING)
-        deadline = loop.time() + self._options.connect_timeout
+        deadline = loop.time() + self._connect_timeout
         try:
             await self._establish(deadline)
         except BaseException:
@@ -149,6 +166,7 @@ class Connection:
             self._loop = None
             raise
         self._watch = loop.create_task(self._keep_connected(), name="rosey-connection")
+        self.lag.start()
 
     async def close(self, deadline: float) -> None:
         """Send what is pending and close, until `deadline`; routes are kept for a `connect`."""
@@ -163,10 +181,29 @@ class Connection:
             client, self._client, self._watch = self._client, None, None
             self._change(State.CLOSED)
             self._inbox.fail(lambda: NotConnectedError("the bus was disconnected"))
+            self.lag.stop()
             self._loop = None
             if client is not None:
                 await discard(client)
             self._end_drains()
+
+    def states(self) -> AsyncIterator[State]:
+        """Every change of state from now on, in order; ends with `State.CLOSED`.
+
+        Whoever iterates does so at its own pace: the connection does not wait for it.
+        """
+        changes: asyncio.Queue[State] = asyncio.Queue()
+        self._listeners.add(changes)
+        return self._iterate(changes)
+
+    async def _iterate(self, changes: asyncio.Queue[State]) -> AsyncIterator[State]:
+        try:
+            state = None
+            while state is not State.CLOSED:
+                state = await changes.get()
+                yield state
+        finally:
+            self._listeners.discard(changes)
 
     def stop_reconnecting(self) -> None:
         """Begin to close: what is connected stays so until `close`, but is not replaced."""
@@ -186,8 +223,11 @@ class Connection:
     ) -> None:
         """Hand a message to a live connection, waiting for one until `deadline` (loop time).
 
-        Raises `NotConnectedError`, `PayloadTooLargeError`.
+        Raises `NotConnectedError`, `PayloadTooLargeError`; `PermissionDeniedError` for a subject
+        that the server refused a moment ago.
         """
+        if self._denied and self._denied.get(subject.lower(), 0.0) > time.monotonic():
+            raise _denied("publish", subject)
         while True:
             client = await self._live_client(deadline)
             size = len(payload) + nats_headers.size(headers)
@@ -283,11 +323,13 @@ class Connection:
 
     async def drain(self, route: Route, deadline: float) -> None:
         """End a subscription after delivering what the server has sent already."""
-        if not self.forget(route) or route.at_server is None:
-            return
+        if self.forget(route) and route.at_server is not None:
+            await self._drain(route.at_server, deadline)
+
+    async def _drain(self, at_server: NatsSubscription, deadline: float) -> None:
         # Not cancelled while the client lives: its reader would die of the answer to a cancelled
         # flush. Cancelled once it is dead: it would wait for that answer.
-        draining = asyncio.ensure_future(route.at_server.drain())  # type: ignore[no-untyped-call]
+        draining = asyncio.ensure_future(at_server.drain())  # type: ignore[no-untyped-call]
         draining.add_done_callback(take_result)
         draining.add_done_callback(self._drains.discard)
         self._drains.add(draining)
@@ -305,19 +347,23 @@ class Connection:
         if state is self._state:
             return
         self._state = state
+        for changes in self._listeners:
+            changes.put_nowait(state)
         if state in (State.CONNECTING, State.RECONNECTING):
             self._settled.clear()
         else:
             self._settled.set()
-        _logger.info("%s%s", state.value, f" to {self._url}" if state is State.CONNECTED else "")
+        _logger.info("%s%s", state.value, f" to {self.server}" if state is State.CONNECTED else "")
 
     def _forget_loop(self) -> None:
         """The loop ended without a `close`: nothing of it can be used or cleaned up any more."""
         self._client = self._watch = self._loop = None
-        self._settled, self._lost = asyncio.Event(), asyncio.Event()
+        self._settled, self._lost, self._move = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._confirming = asyncio.Lock()
         self._routes.clear()
         self._drains.clear()
+        self._listeners.clear()
+        self.lag = LoopLag()
         self._state = State.CLOSED
 
     async def _live_client(self, deadline: float) -> Client:
@@ -327,7 +373,7 @@ class Connection:
                     await self._settled.wait()
             except TimeoutError:
                 raise NotConnectedError(
-                    f"the connection to {self._servers()} is down and did not come back in time"
+                    f"the connection to {self._pool} is down and did not come back in time"
                 ) from None
         if self._client is not None and not self._lost.is_set():
             return self._client
@@ -341,9 +387,9 @@ class Connection:
         """Connect, trying again until `deadline` where that can help."""
         loop = asyncio.get_running_loop()
         first: ConnectError | None = None
-        for delay in _delays():
+        for delay in delays():
             try:
-                await self._adopt(await self._dial_any(deadline), deadline)
+                await self._adopt(await self._pool.dial(deadline, self._callbacks), deadline)
                 return
             except (AuthenticationError, TLSError):
                 raise
@@ -356,25 +402,6 @@ class Connection:
                     _logger.warning("%s; trying again", error)
                 await asyncio.sleep(delay)
 
-    async def _dial_any(self, deadline: float) -> Client:
-        """Try each server once, in random order, and return the first client that connects."""
-        failures: list[ConnectError] = []
-        for address in random.sample(self._options.addresses, len(self._options.addresses)):
-            try:
-                return await self._dial(address, deadline)
-            except ConnectError as error:
-                failures.append(error)
-        for failure in failures:
-            if len(failures) == 1 or isinstance(failure, (AuthenticationError, TLSError)):
-                raise failure
-        raise ConnectError("; ".join(map(str, failures))) from failures[-1].__cause__
-
-    async def _dial(self, address: ServerAddress, deadline: float) -> Client:
-        limit = min(deadline, asyncio.get_running_loop().time() + DIAL_TIMEOUT)
-        client = await dial(address, self._options, limit, self._on_error, self._on_lost)
-        self._url = address.url
-        return client
-
     async def _adopt(self, client: Client, deadline: float) -> None:
         """Make `client` the current one, with all subscriptions.
 
@@ -382,6 +409,8 @@ class Connection:
         """
         self._client = client
         self._lost.clear()
+        self._move.clear()
+        self._denied.clear()
         self._unconfirmed = 0
         inbox = Route(self._inbox.pattern, "", self._inbox.deliver)
         try:
@@ -392,16 +421,16 @@ class Connection:
             limit = asyncio.get_running_loop().time() + ROUND_TRIP_TIMEOUT
             await self._round_trip(client, min(deadline, limit))
             if self._lost.is_set() or self._state in (State.CLOSING, State.CLOSED):
-                raise ConnectionLostError(f"the connection to {self._url} was lost")
+                raise ConnectionLostError(f"the connection to {self.server} was lost")
         except (ConnectionLostError, TimeoutError) as error:
             await self._drop(client)
             if inbox.denied:
                 raise AuthenticationError(
-                    f"{self._url} lets this user connect, but not subscribe to "
+                    f"{self.server} lets this user connect, but not subscribe to "
                     f"{inbox.pattern}, where answers arrive: allow that, or set inbox_prefix"
                 ) from inbox.denied
             raise ConnectError(
-                f"{self._url} took the connection and then did not answer, or closed it"
+                f"{self.server} took the connection and then did not answer, or closed it"
             ) from error
         except BaseException:
             await self._drop(client)
@@ -431,9 +460,9 @@ class Connection:
             )
         except nats.errors.Error:
             self._on_lost(client)
-            raise ConnectionLostError(f"the connection to {self._url} was lost") from None
+            raise ConnectionLostError(f"the connection to {self.server} was lost") from None
         if client is not self._client:
-            raise ConnectionLostError(f"the connection to {self._url} was lost")
+            raise ConnectionLostError(f"the connection to {self.server} was lost")
         if route in self._routes:
             route.at_server = at_server
         else:  # unsubscribed while it was being made
@@ -446,6 +475,8 @@ class Connection:
             client = self._client
             if client is not None:
                 if not await self._is_lost(client):
+                    if self._move.is_set():
+                        await self._leave(client)
                     continue
                 self._on_lost(client)
                 await self._drop(client)
@@ -460,32 +491,92 @@ class Connection:
     async def _is_lost(self, client: Client) -> bool:
         """Wait for one heartbeat at the longest; whether `client` is of no more use."""
         seen = client.stats["in_msgs"]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HEARTBEAT):
-                await self._lost.wait()
+        ends = [asyncio.ensure_future(event.wait()) for event in (self._lost, self._move)]
+        try:
+            await asyncio.wait(ends, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
         if self._lost.is_set() or client.is_closed:
             return True
-        if client.stats["in_msgs"] != seen:
+        if self._move.is_set():
             return False
+        loop = asyncio.get_running_loop()
         try:
-            deadline = asyncio.get_running_loop().time() + ROUND_TRIP_TIMEOUT
-            await self._round_trip(client, deadline)
-        except (TimeoutError, EventBusError, nats.errors.Error):
-            _logger.warning("%s does not answer", self._url)
+            if client.stats["in_msgs"] == seen:
+                started = loop.time()
+                try:
+                    await self._round_trip(client, started + ROUND_TRIP_TIMEOUT)
+                except TimeoutError:
+                    if self.lag.blocked_until < started:
+                        raise
+                    # We were blocked, not the server: its answer may be waiting in the socket.
+                    await self._round_trip(client, loop.time() + ROUND_TRIP_TIMEOUT)
+            if self._needs_jetstream and self._pool.others():
+                await self._check_jetstream()
+        except (TimeoutError, EventBusError):
+            _logger.warning("%s does not answer", self.server)
             return True
         return False
 
+    async def _check_jetstream(self) -> None:
+        """Leave a server that lost the majority of its cluster: it answers, but stores nothing."""
+        for _ in range(2):
+            if await self.jetstream_answers(ROUND_TRIP_TIMEOUT):
+                return
+        _logger.warning("JetStream does not answer at %s", self.server)
+        self._move.set()
+
+    async def jetstream_answers(self, timeout: float) -> bool:
+        """Whether JetStream answers within `timeout` seconds."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            answer = await self.exchange("$JS.API.INFO", b"", deadline=deadline)
+        except (TimeoutError, NoRespondersError, PermissionDeniedError, NotConnectedError):
+            return False
+        return b'"error"' not in answer.data
+
+    async def _leave(self, client: Client) -> None:
+        """Move to another server, which is connected to before this one is left."""
+        self._move.clear()
+        deadline = asyncio.get_running_loop().time() + self._connect_timeout
+        try:
+            other = await self._pool.dial(deadline, self._callbacks, elsewhere=True)
+        except ConnectError as error:
+            _logger.warning("cannot leave %s: %s", self.server, error)
+            return
+        try:
+            # One after the other, because a message would come to both. What is on its way comes
+            # along; calls wait, those in flight are failed as after a loss.
+            self._change(State.RECONNECTING)
+            limit = asyncio.get_running_loop().time() + ROUND_TRIP_TIMEOUT
+            subscribed = [route.at_server for route in self._routes if route.at_server is not None]
+            await asyncio.gather(*(self._drain(one, limit) for one in subscribed))
+        except BaseException:
+            await discard(other)
+            raise
+        self._inbox.fail(lambda: ConnectionLostError(f"the bus moved to {self.server}"))
+        self._client = None
+        for route in self._routes:
+            route.at_server = None
+        try:
+            await self._adopt(other, deadline)
+        except ConnectError as error:
+            _logger.warning("%s", error)
+        finally:
+            await discard(client)
+
     async def _reconnect(self) -> None:
-        tries = self._options.max_reconnect_attempts
-        delays = _delays()
-        error = ConnectError(f"the connection to {self._url} was lost")
+        tries = self._max_reconnect_attempts
+        pauses = delays()
+        error = ConnectError(f"the connection to {self.server} was lost")
         for _ in itertools.count() if tries < 0 else range(tries):
-            await asyncio.sleep(next(delays))
+            await asyncio.sleep(next(pauses))
             if not self.is_usable:
                 return
-            limit = asyncio.get_running_loop().time() + self._options.connect_timeout
+            limit = asyncio.get_running_loop().time() + self._connect_timeout
             try:
-                await self._adopt(await self._dial_any(limit), limit)
+                await self._adopt(await self._pool.dial(limit, self._callbacks), limit)
                 return
             except (AuthenticationError, TLSError):
                 raise
@@ -501,7 +592,7 @@ class Connection:
             self._client = None
         for route in self._routes:
             route.at_server = None
-        await discard(client)
+        await discard(client, at_once=True)
 
     def _on_lost(self, client: Client, cause: Exception | None = None) -> None:
         if client is not self._client or self._lost.is_set():
@@ -512,7 +603,7 @@ class Connection:
         reason = cause or client.last_error
 
         def lost() -> ConnectionLostError:
-            error = ConnectionLostError(f"the connection to {self._url} was lost")
+            error = ConnectionLostError(f"the connection to {self.server} was lost")
             error.__cause__ = reason
             return error
 
@@ -535,18 +626,20 @@ class Connection:
             self._reports.report(error)
             return
         action, subject = denied.groups()
-
-        def problem() -> PermissionDeniedError:
-            return PermissionDeniedError(
-                f"the server's permissions do not allow {action} to {subject} for this user"
-            )
-
         if action == "subscription":
             for route in self._routes:
                 if route.pattern.lower() == subject:
-                    route.denied = problem()
-        elif not self._inbox.fail(problem, asked=subject):
-            self._reports.report(problem())
+                    route.denied = _denied(action, subject)
+            return
+        self._denied[subject] = time.monotonic() + DENIED_FOR
+        if not self._inbox.fail(lambda: _denied(action, subject), asked=subject):
+            self._reports.report(_denied(action, subject))
+
+    def _on_lame_duck(self, client: Client) -> None:
+        """The server will close soon, and has said so: leave before it does."""
+        if client is self._client:
+            _logger.info("%s is about to shut down", self.server)
+            self._move.set()
 
     async def _round_trip(self, client: Client, deadline: float) -> float:
         loop = asyncio.get_running_loop()
@@ -558,7 +651,7 @@ class Connection:
                 await exchange.answer
         except nats.errors.Error:
             self._on_lost(client)
-            raise ConnectionLostError(f"the connection to {self._url} was lost") from None
+            raise ConnectionLostError(f"the connection to {self.server} was lost") from None
         finally:
             self._inbox.close(exchange)
         return loop.time() - start
@@ -577,21 +670,16 @@ class Connection:
                 await self._round_trip(client, deadline)
         except TimeoutError:
             raise NotConnectedError(
-                f"{self._url} took no more data in time; part of what was published is unconfirmed"
+                f"{self.server} took no more data in time; the last events may not have arrived"
             ) from None
 
-    def _servers(self) -> str:
-        return ", ".join(address.url for address in self._options.addresses)
+
+def _denied(action: str, subject: str) -> PermissionDeniedError:
+    return PermissionDeniedError(
+        f"the server's permissions do not allow {action} to {subject} for this user"
+    )
 
 
 def is_no_responders(msg: Msg) -> bool:
     """Whether the server says that nobody is subscribed (an empty message with status 503)."""
     return not msg.data and (msg.headers or {}).get(nats_headers.STATUS) == "503"
-
-
-def _delays() -> Iterator[float]:
-    """Full jitter: a random time below a doubling bound, so that many clients spread out."""
-    bound = FIRST_DELAY
-    while True:
-        yield random.uniform(0.0, bound)
-        bound = min(bound * 2, LONGEST_DELAY)

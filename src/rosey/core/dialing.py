@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import nats.errors
@@ -22,10 +22,7 @@ CLOSE_TIMEOUT = 1.0
 class ConnectOptions:
     """How to connect; `EventBus` documents each."""
 
-    addresses: Sequence[ServerAddress]
     name: str
-    max_reconnect_attempts: int
-    connect_timeout: float
     inbox_prefix: str
     token: str | None = field(default=None, repr=False)
     user: str | None = None
@@ -34,17 +31,24 @@ class ConnectOptions:
     tls: ssl.SSLContext | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What nats-py's reader tells us; it runs them itself, so they must neither wait nor raise."""
+
+    on_error: Callable[[Client, Exception], None]
+    on_closed: Callable[[Client], None]
+    on_lame_duck: Callable[[Client], None]
+    """The server is about to go, and says so."""
+    on_discovered: Callable[[Client], None]
+    """The server announced others."""
+
+
 async def dial(
-    address: ServerAddress,
-    options: ConnectOptions,
-    deadline: float,
-    on_error: Callable[[Client, Exception], None],
-    on_closed: Callable[[Client], None],
+    address: ServerAddress, options: ConnectOptions, deadline: float, callbacks: Callbacks
 ) -> Client:
     """Connect to one server until `deadline` (loop time); a failure leaves nothing behind.
 
-    nats-py awaits the two callbacks in its reader: they must neither wait nor raise. Raises
-    `ConnectError`, `AuthenticationError`, `TLSError`.
+    Raises `ConnectError`, `AuthenticationError`, `TLSError`.
     """
     client = Client()
     reasons: list[Exception] = []
@@ -57,10 +61,16 @@ async def dial(
 
     async def error_cb(error: Exception) -> None:
         reasons.append(error)
-        on_error(client, error)
+        callbacks.on_error(client, error)
 
     async def closed_cb() -> None:
-        on_closed(client)
+        callbacks.on_closed(client)
+
+    async def lame_duck_cb() -> None:
+        callbacks.on_lame_duck(client)
+
+    async def discovered_cb() -> None:
+        callbacks.on_discovered(client)
 
     try:
         async with asyncio.timeout_at(deadline):
@@ -70,12 +80,15 @@ async def dial(
                 error_cb=error_cb,
                 disconnected_cb=closed_cb,
                 closed_cb=closed_cb,
+                lame_duck_mode_cb=lame_duck_cb,
+                discovered_server_cb=discovered_cb,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 pending_size=0,  # `Connection.send` bounds it; nats-py's bound eats cancellation
                 inbox_prefix=options.inbox_prefix,
                 tls=options.tls,
+                tls_hostname=address.certified_as,
                 user=user,
                 password=_only_encrypted(client, password) if needs_tls else password,
                 token=_only_encrypted(client, token) if needs_tls else token,
@@ -140,18 +153,31 @@ def _connect_error(address: ServerAddress, cause: Exception) -> ConnectError:
     return ConnectError(f"no connection to {address.url}: {cause or type(cause).__name__}")
 
 
-async def discard(client: Client) -> None:
-    """Close a client whatever state it is in; a socket that will not close is aborted."""
+async def discard(client: Client, *, at_once: bool = False) -> None:
+    """Close a client whatever state it is in, with all its tasks and its socket.
+
+    What it has not sent yet is sent, unless `at_once`: a dead server would not take it.
+    """
+    if at_once:
+        _abort(client)
     closing = asyncio.ensure_future(client.close())
     closing.add_done_callback(take_result)
     try:
         await asyncio.wait([closing], timeout=CLOSE_TIMEOUT)
     finally:
-        # No public way leads to the socket once close() hangs or was cut short.
-        writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
         closing.cancel()
+        _abort(client)
+
+
+def _abort(client: Client) -> None:
+    """End what a `close` that hangs or fails leaves behind; nothing public leads there."""
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
+    for subscription in client._subs.values():
+        task = subscription._wait_for_msgs_task
+        if task is not None:
+            task.cancel()
 
 
 def take_result(task: asyncio.Future[None]) -> None:

@@ -34,7 +34,9 @@ from rosey.core.events import (
     new_event,
 )
 from rosey.core.jetstream import PubAck
+from rosey.core.pool import ServerPool
 from rosey.core.reports import ErrorHook, ErrorReports
+from rosey.core.signals import stop_requested
 from rosey.core.streams import DEFAULT_STREAMS, StreamDrift, StreamSpec, ensure_streams
 from rosey.core.subjects import validate_pattern, validate_queue, validate_subject
 from rosey.core.subscriptions import Handler, Subscription
@@ -94,6 +96,12 @@ class Health:
     """Seconds the message took, None if it did not come back."""
     error: str = ""
     """Why it did not."""
+    jetstream: bool | None = None
+    """Whether JetStream answered; None for a bus without streams, which does not ask."""
+    pending_bytes: int = 0
+    """What was published and is still to be written to the socket."""
+    loop_lag: float = 0.0
+    """Seconds by which the event loop was late, at the worst, in the last ten seconds."""
 
 
 class EventBus:
@@ -154,20 +162,22 @@ class EventBus:
         self._reports = ErrorReports(on_error)
         self._subscriptions: set[Subscription] = set()
         self._lifecycle: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        options = ConnectOptions(
+            name=name,
+            inbox_prefix=validate_subject(inbox_prefix),
+            token=token,
+            user=user,
+            password=password,
+            credentials=credentials,
+            tls=tls,
+        )
         self._connection = Connection(
-            ConnectOptions(
-                addresses=pool,
-                name=name,
-                max_reconnect_attempts=max_reconnect_attempts,
-                connect_timeout=connect_timeout,
-                inbox_prefix=validate_subject(inbox_prefix),
-                token=token,
-                user=user,
-                password=password,
-                credentials=credentials,
-                tls=tls,
-            ),
+            ServerPool(pool, options),
             self._reports,
+            max_reconnect_attempts=max_reconnect_attempts,
+            connect_timeout=connect_timeout,
+            inbox_prefix=inbox_prefix,
+            needs_jetstream=bool(self._streams),
         )
 
     def __repr__(self) -> str:
@@ -192,6 +202,13 @@ class EventBus:
         """What the connection is doing."""
         return self._connection.state
 
+    def states(self) -> AsyncIterator[State]:
+        """Iterate over every change of `state` from now on, in order, until the bus is closed.
+
+        Whoever iterates may be as slow as it likes: the connection does not wait for it.
+        """
+        return self._connection.states()
+
     @property
     def nc(self) -> Client | None:
         """The nats-py client in use, for what the bus does not offer; None while there is none.
@@ -215,7 +232,8 @@ class EventBus:
     async def health(self, timeout: float = 2.0) -> Health:
         """Send a message to ourselves through the server, and say how that went.
 
-        Waits at most `timeout` seconds, and raises nothing but `WrongEventLoopError`.
+        Waits at most `timeout` seconds for each of server and JetStream, and raises nothing but
+        `WrongEventLoopError`.
         """
         deadline = self._deadline(timeout)
         took: float | None = None
@@ -226,8 +244,20 @@ class EventBus:
             problem = f"no answer from the server within {timeout:g} s"
         except EventBusError as error:
             problem = str(error)
-        state, server = self._connection.state.value, self._connection.server
-        return Health(took is not None, state, server, took, problem)
+        jetstream = None
+        if took is not None and self._streams:
+            jetstream = await self._connection.jetstream_answers(timeout)
+        client = self._connection.client
+        return Health(
+            ok=took is not None,
+            state=self._connection.state.value,
+            server=self._connection.server,
+            round_trip=took,
+            error=problem,
+            jetstream=jetstream,
+            pending_bytes=client.pending_data_size if client is not None else 0,
+            loop_lag=self._connection.lag.worst,
+        )
 
     # Connection
 
@@ -269,6 +299,17 @@ class EventBus:
                 for subscription in tuple(self._subscriptions):
                     subscription.abort(us)
                 await self._connection.close(deadline)
+
+    async def run_until_signal(self, grace: float = 10.0) -> None:
+        """Return after SIGINT or SIGTERM, once the bus is disconnected.
+
+        Handlers get `grace` seconds to finish; a second signal ends the program at once. Call it
+        on the main thread.
+        """
+        self._connection.check_loop()
+        with stop_requested() as stopping:
+            await stopping.wait()
+            await self.disconnect(grace)
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has received all that was published before.

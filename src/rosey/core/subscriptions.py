@@ -136,8 +136,10 @@ class Subscription:
 
     async def finish(self, deadline: float, besides: asyncio.Task[Any] | None) -> None:
         """Drain until `deadline` (loop time), but do not wait for what task `besides` runs."""
-        await self._connection.drain(self._route, deadline)
-        self._end()
+        try:
+            await self._connection.drain(self._route, deadline)
+        finally:
+            self._end()  # the server was told: nothing comes any more, whoever cancels this
         workers = self._workers - {besides}
         if not workers:
             return

@@ -1,0 +1,70 @@
+"""What was tried, what was acknowledged and what is stored: the books that must balance."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rosey import Event, EventBus, EventBusError
+
+
+@dataclass
+class Ledger:
+    """Every event by its number; the checker's words are Jepsen's."""
+
+    attempted: set[int] = field(default_factory=set)
+    acknowledged: set[int] = field(default_factory=set)
+    unknown: set[int] = field(default_factory=set)
+    """Those whose publishing raised: they may be stored, or not."""
+    stored: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def lost(self) -> set[int]:
+        """Acknowledged and not stored."""
+        return self.acknowledged - self.stored.keys()
+
+    @property
+    def duplicated(self) -> set[int]:
+        """Stored more than once."""
+        return {number for number, count in self.stored.items() if count > 1}
+
+    @property
+    def unexpected(self) -> set[int]:
+        """Stored though nobody published them."""
+        return self.stored.keys() - self.attempted
+
+    @property
+    def recovered(self) -> set[int]:
+        """Stored though the publisher was not told so."""
+        return self.unknown & self.stored.keys()
+
+    async def read(self, url: str, stream: str = "PLATFORM_EVENTS") -> None:
+        """Count what `stream` holds, as its server at `url` says."""
+        async with EventBus([url]) as bus:
+            assert bus.js is not None
+            state = (await bus.js.stream_info(stream)).state
+            for sequence in range(state.first_seq, state.last_seq + 1):
+                message = await bus.js.get_msg(stream, seq=sequence)
+                assert message.data is not None
+                self.stored[Event.from_json(message.data).data["n"]] += 1
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.acknowledged):,} acknowledged, {len(self.lost)} lost, "
+            f"{len(self.duplicated)} twice, {len(self.unknown)} unknown "
+            f"({len(self.recovered)} of them stored), {len(self.unexpected)} unexpected"
+        )
+
+
+async def publish_forever(bus: EventBus, ledger: Ledger, stop: asyncio.Event) -> None:
+    """Store one event after the other, and keep the books."""
+    while not stop.is_set():
+        number = len(ledger.attempted)
+        ledger.attempted.add(number)
+        try:
+            await bus.publish_js("rosey.platform.x", {"n": number}, timeout=15)
+        except EventBusError:
+            ledger.unknown.add(number)
+        else:
+            ledger.acknowledged.add(number)
