@@ -15,8 +15,8 @@ class Ledger:
 
     attempted: set[int] = field(default_factory=set)
     acknowledged: set[int] = field(default_factory=set)
-    unknown: set[int] = field(default_factory=set)
-    """Those whose publishing raised: they may be stored, or not."""
+    unknown: dict[int, str] = field(default_factory=dict)
+    """Those whose publishing raised, and what: they may be stored, or not."""
     stored: Counter[int] = field(default_factory=Counter)
 
     @property
@@ -37,11 +37,11 @@ class Ledger:
     @property
     def recovered(self) -> set[int]:
         """Stored though the publisher was not told so."""
-        return self.unknown & self.stored.keys()
+        return self.unknown.keys() & self.stored.keys()
 
     async def read(self, url: str, stream: str = "PLATFORM_EVENTS") -> None:
         """Count what `stream` holds, as its server at `url` says."""
-        async with EventBus([url]) as bus:
+        async with EventBus([url], streams=()) as bus:
             assert bus.js is not None
             state = (await bus.js.stream_info(stream)).state
             for sequence in range(state.first_seq, state.last_seq + 1):
@@ -64,7 +64,7 @@ async def publish_forever(bus: EventBus, ledger: Ledger, stop: asyncio.Event) ->
         ledger.attempted.add(number)
         try:
             await bus.publish_js("rosey.platform.x", {"n": number}, timeout=15)
-        except EventBusError:
-            ledger.unknown.add(number)
+        except EventBusError as error:
+            ledger.unknown[number] = repr(error)
         else:
             ledger.acknowledged.add(number)

@@ -26,7 +26,8 @@ RETRY_PAUSE = 0.25
 """Seconds between tries while a stream has no leader."""
 UNAVAILABLE = 503
 """JetStream's `code` for what may pass: no leader, shutting down, storage busy."""
-_WILL_NOT_PASS = frozenset({10077})  # the stream is full and set to refuse what is new
+_FULL = 10077  # a 503 too, but one that waiting does not mend: the stream refuses what is new
+_IN_PROCESS = 10158  # an earlier try with this message id is still being copied in the cluster
 
 
 async def publish_stored(
@@ -76,7 +77,7 @@ async def publish_stored(
             if isinstance(reply, PubAck):
                 return reply
             assert isinstance(reply, ApiError)
-            if reply.code != UNAVAILABLE or reply.err_code in _WILL_NOT_PASS:
+            if not _may_pass(reply):
                 raise PublishError(f"the stream refused the event on {subject}: {_text(reply)}")
         if loop.time() + RETRY_PAUSE >= deadline:
             raise PublishTimeoutError(f"the stream of {subject} was not available in time")
@@ -94,6 +95,10 @@ async def _require_stream(connection: Connection, subject: str, deadline: float)
             f"no stream stores {subject}: use publish() for events that are not kept, or add a "
             "StreamSpec for it to EventBus(streams=...)"
         )
+
+
+def _may_pass(error: ApiError) -> bool:
+    return error.err_code == _IN_PROCESS or (error.code == UNAVAILABLE and error.err_code != _FULL)
 
 
 def _text(error: ApiError) -> str:
