@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,14 @@ from waiting import eventually
 from rosey import Event, EventBus, PlatformEvent
 from rosey.demo.bots import CHAT, MESSAGE, SAY, CommandHandler, Router, catch_up
 from rosey.demo.scenario import Outcome
+from rosey.server import LocalServer
+
+
+@pytest.fixture
+async def bus(server: LocalServer) -> AsyncIterator[EventBus]:
+    """On a server of its own: the bots read the whole stream."""
+    async with EventBus([server.url]) as connected:
+        yield connected
 
 
 def chat(text: str) -> PlatformEvent:
