@@ -14,7 +14,7 @@ import nats.errors
 from nats.js.api import StreamConfig
 from waiting import LONGEST
 
-from rosey import EventBus
+from rosey import EventBus, EventBusError
 from rosey.server import LocalServer
 from rosey.testing import FaultProxy
 
@@ -102,6 +102,22 @@ class Cluster:
             except (nats.errors.Error, AssertionError):
                 assert time.monotonic() < deadline, "the cluster never formed"
                 await asyncio.sleep(0.1)
+
+    async def whole(self, bus: EventBus, stream: str) -> None:
+        """Wait until every server has a current copy, so that any one may die."""
+        deadline = time.monotonic() + 6 * LONGEST
+        while True:
+            assert time.monotonic() < deadline, "the cluster never became whole"
+            try:
+                await bus.flush()
+                assert bus.js is not None
+                found = (await bus.js.stream_info(stream)).cluster
+                copies = (found.replicas or []) if found is not None else []
+                if len(copies) == SIZE - 1 and all(copy.current for copy in copies):
+                    return
+            except (nats.errors.Error, EventBusError):
+                pass  # not even a leader yet
+            await asyncio.sleep(0.1)
 
     async def leader(self, bus: EventBus, stream: str) -> int:
         assert bus.js is not None

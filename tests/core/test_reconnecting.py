@@ -111,11 +111,17 @@ async def test_a_frozen_server_is_noticed_and_the_bus_works_again(
         await eventually(lambda: received)
 
 
+@pytest.mark.parametrize(("watched", "heartbeat"), [(True, 3600.0), (False, 0.1)])
 async def test_a_deaf_client_is_replaced(
-    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, watched: bool, heartbeat: float
 ) -> None:
-    """nats-py's reader dies of a cancelled flush, while it says that it is connected."""
-    monkeypatch.setattr(connection_module, "HEARTBEAT", 0.1)
+    """nats-py's reader dies of a cancelled flush, while it says that it is connected.
+
+    That is seen at once; and should its task not be found, the heartbeat tells.
+    """
+    if not watched:
+        monkeypatch.setattr("rosey.core.dialing._watch_reader", lambda client, callbacks: None)
+    monkeypatch.setattr(connection_module, "HEARTBEAT", heartbeat)
     monkeypatch.setattr(connection_module, "ROUND_TRIP_TIMEOUT", 0.2)
     async with EventBus([server.url], streams=()) as bus:
         deaf = bus.nc

@@ -48,6 +48,7 @@ async def test_a_leader_dies(cluster: Cluster, cycles: int, rng: random.Random, 
         publishing = [asyncio.create_task(publish_forever(bus, ledger, stop)) for _ in range(4)]
         for _ in range(max(1, cycles // 5)):
             await progress(ledger)
+            await cluster.whole(bus, SPEC.name)
             leader = await cluster.leader(bus, SPEC.name)
             await cluster.servers[leader].kill()
             outages.append(await progress(ledger))

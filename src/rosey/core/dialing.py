@@ -109,7 +109,24 @@ async def dial(
         cause = reasons[-1] if reasons and not isinstance(error, TimeoutError) else error
         raise _connect_error(address, cause) from cause
     reasons.clear()
+    _watch_reader(client, callbacks)
     return client
+
+
+def _watch_reader(client: Client, callbacks: Callbacks) -> None:
+    """Learn at once that nats-py's reader has ended: without one, a client is deaf.
+
+    It ends without a callback where closing fails, where a peer's bytes are not UTF-8, and after
+    a cancelled flush. Where nats-py keeps its task elsewhere, the heartbeat finds out.
+    """
+
+    def ended(reader: asyncio.Future[None]) -> None:
+        take_result(reader)
+        callbacks.on_closed(client)
+
+    reader = getattr(client, "_reading_task", None)
+    if reader is not None:
+        reader.add_done_callback(ended)
 
 
 def _only_encrypted(client: Client, secret: str | None) -> Callable[[], str] | None:
