@@ -86,6 +86,8 @@ async def publish_stored(
 
 async def _require_stream(connection: Connection, subject: str, deadline: float) -> None:
     """Tell a stream that has no leader just now from one that does not exist."""
+    # A question asked while the cluster elects is never answered: asking is not worth the deadline.
+    deadline = min(deadline, asyncio.get_running_loop().time() + ATTEMPT_TIMEOUT)
     try:
         found = await api(connection, "STREAM.NAMES", {"subject": subject}, deadline)
     except (StreamError, NotConnectedError, PermissionDeniedError):
