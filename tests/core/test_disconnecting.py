@@ -226,3 +226,24 @@ def test_a_loop_that_ended_without_disconnect_does_not_end_the_bus(
 
     asyncio.run(scenario())
     gc.collect()  # the forgotten sockets warn here, and not in another test
+
+
+def test_a_program_that_ends_in_a_handler_ends(unstarted_server: LocalServer) -> None:
+    """asyncio.run cancels all tasks: a worker must not take that for its handler's own doing."""
+
+    async def forgetful() -> None:
+        await unstarted_server.start()
+        bus = EventBus([unstarted_server.url], streams=())
+        await bus.connect()
+        running = asyncio.Event()
+
+        async def hang(event: Event) -> None:
+            running.set()
+            await asyncio.Event().wait()
+
+        await bus.subscribe("a", hang)
+        await bus.publish("a", {})
+        await running.wait()
+
+    asyncio.run(forgetful())
+    asyncio.run(unstarted_server.stop())

@@ -31,6 +31,26 @@ async def connect_and_leave(bus: EventBus) -> None:
         pass
 
 
+async def answer_late(bus: EventBus) -> None:
+    answered = asyncio.Event()
+
+    async def answer(event: Event) -> None:
+        await bus.reply(event, {})
+        answered.set()
+
+    subscription = await bus.subscribe("cancelled.replied", answer)
+    try:
+        await bus.request("cancelled.replied", {})
+        await answered.wait()
+    finally:
+        await subscription.unsubscribe()
+
+
+async def watch_states(bus: EventBus) -> None:
+    async for _ in bus.states():
+        pass
+
+
 CALLS: dict[str, Call] = {
     "publish": lambda bus: bus.publish("cancelled.x", {"text": "x" * 100_000}),
     "publish_js": lambda bus: bus.publish_js("rosey.platform.x", {}),
@@ -39,6 +59,9 @@ CALLS: dict[str, Call] = {
     "subscribe, drain": subscribe_and_drain,
     "flush": lambda bus: bus.flush(),
     "health": lambda bus: bus.health(),
+    "reply": answer_late,
+    "states": watch_states,
+    "run_until_signal": lambda bus: bus.run_until_signal(),
     "connect, disconnect": connect_and_leave,
 }
 

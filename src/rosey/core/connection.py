@@ -128,6 +128,11 @@ class Connection:
         return self._state not in (State.CLOSING, State.CLOSED)
 
     @property
+    def is_ending(self) -> bool:
+        """Whether nobody keeps it connected any more, be it that the event loop ends."""
+        return self._watch is None or self._watch.done() or self._watch.cancelling() > 0
+
+    @property
     def client(self) -> Client | None:
         """The nats-py client in use; another one after each reconnection."""
         return self._client

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DIAL_TIMEOUT = 2.0
 """Seconds that one server gets to complete a handshake before the next one is tried."""
-FIRST_DELAY, LONGEST_DELAY = 0.05, 0.5
+FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0
 """Seconds: between tries there is a random time below a bound that doubles from one to other."""
 
 

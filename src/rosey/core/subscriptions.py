@@ -77,6 +77,7 @@ class Subscription:
         self._pending_bytes = 0
         self._arrived = asyncio.Event()
         self._ending = False
+        self._aborted = False
         self._forget = forget
         self._workers = {
             asyncio.create_task(self._work(), name=f"rosey-subscription {pattern}")
@@ -171,6 +172,7 @@ class Subscription:
 
     def _cancel(self, workers: set[asyncio.Task[None]]) -> None:
         dropped = len(self._pending)
+        self._aborted = True
         self._pending.clear()
         for task in workers:
             task.cancel()
@@ -252,9 +254,10 @@ class Subscription:
             return
         self.stats.failed += 1
         if isinstance(error, asyncio.CancelledError):
-            if _is_being_cancelled():
+            if self._aborted or self._connection.is_ending:
                 raise error
-            # Raised by the handler, or by what it awaited: a failure like others.
+            # By the handler, or what it awaited: a failure like others, even if it meant our task.
+            _take_back_cancellation()
             cancelled = error
             error = SubscriptionError("the handler was cancelled")
             error.__cause__ = cancelled
@@ -290,9 +293,10 @@ def _name(error: Exception) -> str:
     return type(error.__cause__ or error).__name__
 
 
-def _is_being_cancelled() -> bool:
+def _take_back_cancellation() -> None:
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 def _event_type_of(handler: Handler) -> type[Event]:
