@@ -9,8 +9,9 @@ import time
 import pytest
 from waiting import eventually, running_tasks
 
-from rosey import Event, EventBus, NotConnectedError, State, WrongEventLoopError
+from rosey import ConnectError, Event, EventBus, NotConnectedError, State, WrongEventLoopError
 from rosey.server import LocalServer
+from rosey.testing import FaultProxy
 
 
 async def test_what_runs_and_what_waits_is_handled_and_may_still_publish(
@@ -228,6 +229,7 @@ def test_a_loop_that_ended_without_disconnect_does_not_end_the_bus(
     gc.collect()  # the forgotten sockets warn here, and not in another test
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_program_that_ends_in_a_handler_ends(unstarted_server: LocalServer) -> None:
     """asyncio.run cancels all tasks: a worker must not take that for its handler's own doing."""
 
@@ -247,3 +249,56 @@ def test_a_program_that_ends_in_a_handler_ends(unstarted_server: LocalServer) ->
 
     asyncio.run(forgetful())
     asyncio.run(unstarted_server.stop())
+    gc.collect()  # the forgotten sockets warn here, and not in another test
+
+
+async def test_two_handlers_disconnect_at_once(bus: EventBus) -> None:
+    """Neither waits for the other, nor for itself in a task of its own."""
+
+    async def leave(event: Event) -> None:
+        await asyncio.wait_for(bus.disconnect(5), 10)
+
+    await bus.subscribe("quit", leave)
+    await bus.subscribe("quit", leave)
+    began = time.perf_counter()
+    await bus.publish("quit", {})
+    await eventually(lambda: bus.state is State.CLOSED)
+    assert time.perf_counter() - began < 2
+
+
+async def test_what_waits_behind_a_handler_that_disconnects_is_dropped_and_reported(
+    url: str,
+) -> None:
+    told: list[Exception] = []
+    handled: list[int] = []
+    bus = EventBus([url], streams=(), on_error=lambda error, event: told.append(error))
+    await bus.connect()
+    all_there = asyncio.Event()
+
+    async def leave(event: Event) -> None:
+        handled.append(event.data["n"])
+        await all_there.wait()
+        await bus.disconnect()
+
+    subscription = await bus.subscribe("quit", leave)
+    for n in range(5):
+        await bus.publish("quit", {"n": n})
+    await eventually(lambda: subscription.pending == 4)
+    all_there.set()
+    await eventually(lambda: bus.state is State.CLOSED)
+    assert handled == [0]
+    assert subscription.stats.dropped == 4
+    assert "4 message(s) dropped" in str(told[0])
+
+
+async def test_disconnect_ends_a_connect_under_way(server: LocalServer) -> None:
+    async with FaultProxy(server.port) as proxy:
+        proxy.stall()
+        bus = EventBus([proxy.url], streams=(), connect_timeout=20)
+        connecting = asyncio.ensure_future(bus.connect())
+        await eventually(lambda: bus.state is State.CONNECTING)
+        began = time.perf_counter()
+        await bus.disconnect(1)
+        assert time.perf_counter() - began < 3
+        with pytest.raises(ConnectError, match="while it connected"):
+            await connecting

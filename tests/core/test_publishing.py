@@ -25,6 +25,7 @@ from rosey import (
 )
 from rosey.core.events import EventPriority
 from rosey.server import LocalServer
+from rosey.testing import FaultProxy
 
 
 async def test_publish_js_returns_where_it_is_stored(bus: EventBus) -> None:
@@ -204,3 +205,14 @@ async def test_cancelled_publishes_leave_the_bus_working(bus: EventBus) -> None:
         publishing.cancel()
         await asyncio.wait([publishing])
     assert (await bus.publish_js("rosey.platform.x", {})).seq >= 1
+
+
+async def test_an_acknowledgement_that_comes_late_counts(server: LocalServer) -> None:
+    """Later than the first try's patience: any try's acknowledgement will do."""
+    async with FaultProxy(server.port) as proxy, EventBus([proxy.url]) as bus:
+        proxy.delay(1.3)
+        ack = await bus.publish_js("rosey.platform.x", {}, timeout=15)
+        assert not ack.duplicate
+        proxy.heal()
+        assert bus.js is not None
+        assert (await bus.js.stream_info("PLATFORM_EVENTS")).state.messages == 1

@@ -19,6 +19,7 @@ from rosey import (
 )
 from rosey.core import connection as connection_module
 from rosey.server import LocalServer
+from rosey.testing import FaultProxy
 
 
 async def test_subscriptions_and_queue_groups_are_made_again(server: LocalServer) -> None:
@@ -308,3 +309,82 @@ async def test_state_changes_are_logged(
         pass
     said = [r.getMessage() for r in caplog.records if r.name == "rosey.connection"]
     assert said == ["connecting", f"connected to {server.url}", "closing", "closed"]
+
+
+async def test_a_request_that_waits_for_the_connection_is_not_failed_before_it_is_sent(
+    server: LocalServer,
+) -> None:
+    """A reconnection that dies on the way must not fail what would be sent by the next one."""
+    async with FaultProxy(server.port) as proxy, EventBus([proxy.url], streams=()) as bus:
+        handled: list[Event] = []
+        resets: list[bytes] = []
+
+        async def answer(event: Event) -> dict[str, int]:
+            handled.append(event)
+            return {"n": 1}
+
+        def reset_at_the_first_message(data: bytes) -> bytes:
+            if b"MSG " not in data or resets:
+                return data
+            resets.append(data)
+            proxy.reset()
+            return b""
+
+        await bus.subscribe("ask", answer)
+        proxy.refuse()
+        await eventually(lambda: not bus.connected)
+        asking = asyncio.ensure_future(bus.request("ask", {}, timeout=15))
+        await asyncio.sleep(0)
+        proxy.heal()
+        proxy.filter(reset_at_the_first_message)
+        assert (await asking).data == {"n": 1}
+        assert len(handled) == 1
+        assert resets
+
+
+async def test_flush_tells_once_that_something_may_be_lost(server: LocalServer) -> None:
+    async with FaultProxy(server.port) as proxy, EventBus([proxy.url], streams=()) as bus:
+        await bus.publish("a", {})
+        await bus.flush()
+        await bus.publish("a", {})
+        proxy.reset()
+        await eventually(lambda: not bus.connected)
+        with pytest.raises(ConnectionLostError, match="may not have arrived"):
+            await bus.flush()
+        await bus.flush()
+
+
+async def test_outbound_bytes_that_vanish_are_noticed_although_others_arrive(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(connection_module, "ROUND_TRIP_TIMEOUT", 0.3)
+    async with FaultProxy(server.port) as proxy, EventBus([proxy.url], streams=()) as bus:
+        await bus.subscribe("feed", lambda event: None)
+        async with EventBus([server.url], streams=()) as other:
+            proxy.swallow()
+            while bus.connected:
+                await other.publish("feed", {})
+                await asyncio.sleep(0.02)
+            proxy.heal()
+        await eventually(lambda: bus.connected)
+
+
+async def test_connecting_again_during_an_outage_waits_for_its_end(server: LocalServer) -> None:
+    async with FaultProxy(server.port) as proxy, EventBus([proxy.url], streams=()) as bus:
+        proxy.refuse()
+        await eventually(lambda: not bus.connected)
+        again = asyncio.ensure_future(bus.connect())
+        await asyncio.sleep(0)
+        assert not again.done()
+        proxy.heal()
+        await again
+        assert bus.connected
+
+
+async def test_credentials_that_come_late_are_no_wrong_credentials(server: LocalServer) -> None:
+    async with FaultProxy(server.port) as proxy, EventBus([proxy.url], streams=()) as bus:
+        late = [b"-ERR 'Authentication Timeout'\r\n"]
+        proxy.filter(lambda data: (late.pop() if late else b"") + data)
+        proxy.reset()
+        await eventually(lambda: not late and bus.connected)

@@ -357,3 +357,43 @@ async def test_a_bad_pattern_is_a_subscription_error(bus: EventBus) -> None:
 async def test_a_repr_says_what_it_is(bus: EventBus) -> None:
     subscription = await bus.subscribe("a", print, "q")
     assert repr(subscription).startswith("Subscription(a, queue=q, SubscriptionStats(")
+
+
+class Strict(Event):
+    """An event whose own checks raise what nobody expects."""
+
+    def __post_init__(self) -> None:
+        self.data["must"]
+
+
+class UnprintableError(Exception):
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class Odd(BaseException):
+    """Not even an Exception."""
+
+
+async def test_nothing_that_a_peer_sends_or_a_handler_raises_ends_a_subscription(
+    bus: EventBus,
+) -> None:
+    strict: list[Event] = []
+    seen: list[Event] = []
+
+    def take(event: Strict) -> None:
+        strict.append(event)
+
+    def fail(event: Event) -> None:
+        seen.append(event)
+        raise (UnprintableError if len(seen) == 1 else Odd)
+
+    first = await bus.subscribe("a", take)
+    second = await bus.subscribe("a", fail)
+    await bus.publish("a", {})
+    await bus.publish("a", {"must": 1})
+    await bus.publish("a", {"must": 1})
+    await eventually(lambda: len(strict) == 2 and len(seen) == 3)
+    assert first.stats.undecodable == 1
+    await eventually(lambda: second.stats.failed == 3)
+    assert set(bus.subscriptions) == {first, second}

@@ -27,7 +27,7 @@ async def subscribe_and_drain(bus: EventBus) -> None:
 
 
 async def connect_and_leave(bus: EventBus) -> None:
-    async with EventBus(bus.servers, streams=()):
+    async with EventBus(bus.servers):
         pass
 
 

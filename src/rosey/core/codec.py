@@ -51,13 +51,13 @@ def decode(payload: bytes, as_type: type[T]) -> T:
         return decoded
     except msgspec.ValidationError as error:
         failure: Exception = error
-    except (ValueError, RecursionError) as error:
+    except Exception as error:  # `__post_init__` of a class that is not ours may raise anything
         raise EventDecodeError(f"not an event: {error}") from error
     try:
         fields = msgspec.json.decode(payload, type=dict[str, Any])
         present = {key: value for key, value in fields.items() if value is not None}
         return msgspec.convert(present, as_type)
-    except (ValueError, RecursionError):
+    except Exception:
         raise EventDecodeError(f"not an event: {failure}") from failure
 
 

@@ -13,7 +13,8 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -32,10 +33,9 @@ from rosey.core.errors import (
     PayloadTooLargeError,
     PermissionDeniedError,
     SubscriptionError,
-    TLSError,
     WrongEventLoopError,
 )
-from rosey.core.inbox import Accept, Inbox, anything
+from rosey.core.inbox import Accept, Exchange, Inbox, anything
 from rosey.core.loop_lag import LoopLag
 from rosey.core.pool import ServerPool, delays
 from rosey.core.reports import ErrorReports
@@ -75,6 +75,8 @@ class Route:
     pattern: str
     queue: str
     deliver: Callable[[Msg], None]
+    reattached: Callable[[], None] | None = None
+    """Called when a new connection has it, because what was asked on the old one is forgotten."""
     at_server: NatsSubscription | None = None
     denied: PermissionDeniedError | None = None
 
@@ -104,17 +106,21 @@ class Connection:
         self._state = State.CLOSED
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Client | None = None
+        self.inbox_prefix = inbox_prefix
         self._inbox = Inbox(inbox_prefix)
         self._routes: list[Route] = []
         self._failure: EventBusError | None = None
         self._settled = asyncio.Event()  # the state is neither connecting nor reconnecting
         self._lost = asyncio.Event()  # the current client is of no more use
         self._move = asyncio.Event()  # the current server should be left for another
-        self._listeners: set[asyncio.Queue[State]] = set()
+        self._listeners: weakref.WeakSet[asyncio.Queue[State]] = weakref.WeakSet()
         self._denied: dict[str, float] = {}  # subjects, and until when publishing there is refused
         self._watch: asyncio.Task[None] | None = None
+        self._establishing: asyncio.Task[None] | None = None
         self._drains: set[asyncio.Future[None]] = set()
         self._unconfirmed = 0
+        self._posted = self._proven = 0  # messages sent that nobody answers; known to have arrived
+        self._lost_some = False
         self._confirming = asyncio.Lock()
 
     @property
@@ -142,6 +148,18 @@ class Connection:
         """The URL of the server connected to, without credentials; empty before the first."""
         return self._pool.current.url if self._pool.current is not None else ""
 
+    @property
+    def server_version(self) -> tuple[int, int]:
+        """Major and minor version of the server connected to; (0, 0) while there is none."""
+        if self._client is None:
+            return 0, 0
+        version = self._client.connected_server_version
+        return version.major, version.minor
+
+    def time(self) -> float:
+        """Now, as deadlines are given."""
+        return self._loop.time() if self._loop is not None else time.monotonic()
+
     def check_loop(self) -> None:
         """Raise `WrongEventLoopError` unless called on the loop the connection was made on."""
         if self._loop is None or self._loop is asyncio.get_running_loop():
@@ -164,12 +182,19 @@ class Connection:
         self._loop, self._failure = loop, None
         self._change(State.CONNECTING)
         deadline = loop.time() + self._connect_timeout
+        # A task of its own, so that `stop_reconnecting` can end it without ending our caller.
+        self._establishing = loop.create_task(self._establish(deadline))
         try:
-            await self._establish(deadline)
-        except BaseException:
+            await self._establishing
+        except BaseException as error:
+            by_close = self._state is State.CLOSING and isinstance(error, asyncio.CancelledError)
             self._change(State.CLOSED)
             self._loop = None
+            if by_close:
+                raise ConnectError("the bus was disconnected while it connected") from error
             raise
+        finally:
+            self._establishing = None
         self._watch = loop.create_task(self._keep_connected(), name="rosey-connection")
         self.lag.start()
 
@@ -202,20 +227,23 @@ class Connection:
         return self._iterate(changes)
 
     async def _iterate(self, changes: asyncio.Queue[State]) -> AsyncIterator[State]:
-        try:
-            state = None
-            while state is not State.CLOSED:
-                state = await changes.get()
-                yield state
-        finally:
-            self._listeners.discard(changes)
+        state = None
+        while state is not State.CLOSED:
+            state = await changes.get()
+            yield state
 
     def stop_reconnecting(self) -> None:
         """Begin to close: what is connected stays so until `close`, but is not replaced."""
         if self._state is not State.CLOSED:
             self._change(State.CLOSING)
+        if self._establishing is not None:
+            self._establishing.cancel()
         if self._watch is not None:
             self._watch.cancel()
+
+    async def settled(self, deadline: float) -> None:
+        """Return when it is connected, waiting until `deadline`; raises `NotConnectedError`."""
+        await self._live_client(deadline)
 
     async def send(
         self,
@@ -231,7 +259,8 @@ class Connection:
         Raises `NotConnectedError`, `PayloadTooLargeError`; `PermissionDeniedError` for a subject
         that the server refused a moment ago.
         """
-        if self._denied and self._denied.get(subject.lower(), 0.0) > time.monotonic():
+        # nats-py tells a denied subject in lower case; another case may be allowed.
+        if self._denied and self._denied.get(subject, 0.0) > time.monotonic():
             raise _denied("publish", subject)
         while True:
             client = await self._live_client(deadline)
@@ -244,14 +273,19 @@ class Connection:
                     size=size,
                     limit=client.max_payload,
                 )
+            if self._unconfirmed >= MAX_UNCONFIRMED:
+                await self._confirm(client, deadline)
+                continue  # the connection may be another one by now
             try:
                 await client.publish(subject, payload, reply, dict(headers) if headers else None)
             except (nats.errors.ConnectionClosedError, nats.errors.OutboundBufferLimitError):
                 self._on_lost(client)
                 continue
             self._unconfirmed += size + len(subject) + 64
-            if self._unconfirmed >= MAX_UNCONFIRMED:
-                await self._confirm(deadline)
+            if reply:
+                self._inbox.mark_sent(reply)
+            else:
+                self._posted += 1
             return
 
     async def exchange(
@@ -268,27 +302,44 @@ class Connection:
         Raises `TimeoutError` at `deadline`, with the last message passed over as its argument,
         `NoRespondersError`, `PermissionDeniedError` and what `send` raises.
         """
-        exchange = self._inbox.open(subject, accept)
-        try:
+        with self.expecting(subject, accept) as exchange:
             await self.send(
                 subject, payload, deadline=deadline, reply=exchange.reply_subject, headers=headers
             )
-            async with asyncio.timeout_at(deadline):
-                msg = await exchange.answer
-        except TimeoutError:
-            raise TimeoutError(exchange.passed_over) from None
-        finally:
-            self._inbox.close(exchange)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    msg = await exchange.answer
+            except TimeoutError:
+                raise TimeoutError(exchange.passed_over) from None
         if is_no_responders(msg):
             raise NoRespondersError(f"nobody is subscribed to {subject}")
         return msg
 
-    async def round_trip(self, deadline: float) -> float:
-        """Send a message to ourselves through the server; return the seconds it took.
+    @contextlib.contextmanager
+    def expecting(self, subject: str, accept: Accept = anything) -> Iterator[Exchange]:
+        """An exchange for answers to what is sent to `subject` in a block, once or repeatedly."""
+        exchange = self._inbox.open(subject, accept)
+        try:
+            yield exchange
+        finally:
+            self._inbox.close(exchange)
 
-        When it returns, the server has processed all that was sent before it.
-        """
+    async def round_trip(self, deadline: float) -> float:
+        """Send a message to ourselves through the server; return the seconds it took."""
         return await self._round_trip(await self._live_client(deadline), deadline)
+
+    async def flush(self, deadline: float) -> None:
+        """Return when the server has processed all that was sent before.
+
+        Raises `ConnectionLostError`, once, if some of it may have gone with a connection.
+        """
+        await self.round_trip(deadline)
+        if self._lost_some:
+            self._lost_some = False
+            raise ConnectionLostError(
+                "the connection was lost since the last flush: what was published just before "
+                "may not have arrived"
+            )
 
     async def subscribe(self, route: Route, deadline: float) -> None:
         """Make a subscription and keep it across reconnections.
@@ -352,7 +403,7 @@ class Connection:
         if state is self._state:
             return
         self._state = state
-        for changes in self._listeners:
+        for changes in tuple(self._listeners):
             changes.put_nowait(state)
         if state in (State.CONNECTING, State.RECONNECTING):
             self._settled.clear()
@@ -396,9 +447,9 @@ class Connection:
             try:
                 await self._adopt(await self._pool.dial(deadline, self._callbacks), deadline)
                 return
-            except (AuthenticationError, TLSError):
-                raise
             except ConnectError as error:
+                if error.final:
+                    raise
                 if loop.time() + delay >= deadline:
                     # The last try may have failed only because its time was so short.
                     raise first or error from error.__cause__
@@ -427,12 +478,18 @@ class Connection:
             await self._round_trip(client, min(deadline, limit))
             if self._lost.is_set() or self._state in (State.CLOSING, State.CLOSED):
                 raise ConnectionLostError(f"the connection to {self.server} was lost")
+        except PermissionDeniedError as error:
+            await self._drop(client)
+            raise AuthenticationError(
+                f"{self.server} lets this user connect, but not publish to its own inbox, which "
+                f"is how the connection is watched: allow publish to {self.inbox_prefix}.>"
+            ) from error
         except (ConnectionLostError, TimeoutError) as error:
             await self._drop(client)
             if inbox.denied:
                 raise AuthenticationError(
                     f"{self.server} lets this user connect, but not subscribe to "
-                    f"{inbox.pattern}, where answers arrive: allow that, or set inbox_prefix"
+                    f"{self.inbox_prefix}.>, where answers arrive: allow that, or set inbox_prefix"
                 ) from inbox.denied
             raise ConnectError(
                 f"{self.server} took the connection and then did not answer, or closed it"
@@ -443,7 +500,9 @@ class Connection:
         finally:
             self._routes.remove(inbox)
         self._change(State.CONNECTED)
-        for route in self._routes:
+        for route in tuple(self._routes):
+            if route.reattached is not None:
+                route.reattached()
             if route.denied is not None:  # allowed before, and no more
                 self._reports.report(route.denied)
 
@@ -495,7 +554,7 @@ class Connection:
 
     async def _is_lost(self, client: Client) -> bool:
         """Wait for one heartbeat at the longest; whether `client` is of no more use."""
-        seen = client.stats["in_msgs"]
+        seen = self._inbox.answered
         ends = [asyncio.ensure_future(event.wait()) for event in (self._lost, self._move)]
         try:
             await asyncio.wait(ends, timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
@@ -508,7 +567,8 @@ class Connection:
             return False
         loop = asyncio.get_running_loop()
         try:
-            if client.stats["in_msgs"] == seen:
+            # What only arrives proves nothing of what we send: an answer proves both.
+            if self._inbox.answered == seen:
                 started = loop.time()
                 try:
                     await self._round_trip(client, started + ROUND_TRIP_TIMEOUT)
@@ -527,17 +587,19 @@ class Connection:
     async def _check_jetstream(self) -> None:
         """Leave a server that lost the majority of its cluster: it answers, but stores nothing."""
         for _ in range(2):
-            if await self.jetstream_answers(ROUND_TRIP_TIMEOUT):
+            if await self.jetstream_answers(ROUND_TRIP_TIMEOUT) is not False:
                 return
         _logger.warning("JetStream does not answer at %s", self.server)
         self._move.set()
 
-    async def jetstream_answers(self, timeout: float) -> bool:
-        """Whether JetStream answers within `timeout` seconds."""
+    async def jetstream_answers(self, timeout: float) -> bool | None:
+        """Whether JetStream answers within `timeout` seconds; None if this user may not ask."""
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             answer = await self.exchange("$JS.API.INFO", b"", deadline=deadline)
-        except (TimeoutError, NoRespondersError, PermissionDeniedError, NotConnectedError):
+        except PermissionDeniedError:
+            return None
+        except (TimeoutError, NoRespondersError, NotConnectedError):
             return False
         return b'"error"' not in answer.data
 
@@ -583,9 +645,9 @@ class Connection:
             try:
                 await self._adopt(await self._pool.dial(limit, self._callbacks), limit)
                 return
-            except (AuthenticationError, TLSError):
-                raise
             except ConnectError as failure:
+                if failure.final:
+                    raise
                 error = failure
             except Exception as failure:
                 # Whatever it was, staying deaf would be worse than trying again.
@@ -603,6 +665,8 @@ class Connection:
         if client is not self._client or self._lost.is_set():
             return
         self._lost.set()
+        self._lost_some |= self._posted > self._proven
+        self._proven = self._posted
         if self._state is State.CONNECTED:
             self._change(State.RECONNECTING)
         reason = cause or client.last_error
@@ -636,8 +700,12 @@ class Connection:
                 if route.pattern.lower() == subject:
                     route.denied = _denied(action, subject)
             return
-        self._denied[subject] = time.monotonic() + DENIED_FOR
+        now = time.monotonic()
+        self._denied = {denied: until for denied, until in self._denied.items() if until > now}
+        self._denied[subject] = now + DENIED_FOR
         if not self._inbox.fail(lambda: _denied(action, subject), asked=subject):
+            if subject.startswith(self.inbox_prefix.lower()):
+                subject = f"{self.inbox_prefix}.>"  # the rest of it is nobody's business
             self._reports.report(_denied(action, subject))
 
     def _on_lame_duck(self, client: Client) -> None:
@@ -649,9 +717,11 @@ class Connection:
     async def _round_trip(self, client: Client, deadline: float) -> float:
         loop = asyncio.get_running_loop()
         start = loop.time()
+        unconfirmed, posted = self._unconfirmed, self._posted
         exchange = self._inbox.open("", anything)
         try:
             async with asyncio.timeout_at(deadline):
+                exchange.asked, exchange.sent = exchange.reply_subject, True
                 await client.publish(exchange.reply_subject, b"")
                 await exchange.answer
         except nats.errors.Error:
@@ -659,24 +729,23 @@ class Connection:
             raise ConnectionLostError(f"the connection to {self.server} was lost") from None
         finally:
             self._inbox.close(exchange)
+        self._unconfirmed = max(0, self._unconfirmed - unconfirmed)
+        self._proven = max(self._proven, posted)
         return loop.time() - start
 
-    async def _confirm(self, deadline: float) -> None:
+    async def _confirm(self, client: Client, deadline: float) -> None:
         """Wait until the server has taken what was published, so that memory stays bounded.
 
-        One publisher asks; others that reach the bound meanwhile wait for their turn.
+        One publisher asks; others that come to the bound meanwhile wait for their turn.
         """
         try:
             async with asyncio.timeout_at(deadline), self._confirming:
-                client = self._client
-                if self._unconfirmed < MAX_UNCONFIRMED or client is None:
-                    return
-                self._unconfirmed = 0
-                await self._round_trip(client, deadline)
+                if self._unconfirmed >= MAX_UNCONFIRMED and client is self._client:
+                    await self._round_trip(client, deadline)
+        except ConnectionLostError:
+            return  # and wait for the next connection
         except TimeoutError:
-            raise NotConnectedError(
-                f"{self.server} took no more data in time; the last events may not have arrived"
-            ) from None
+            raise NotConnectedError(f"{self.server} takes no more data") from None
 
 
 def _denied(action: str, subject: str) -> PermissionDeniedError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from nats.aio.client import Client
 
 from rosey.core.addresses import ServerAddress
 from rosey.core.errors import AuthenticationError, ConnectError, TLSError
+
+# What nats-server says of credentials; "authentication timeout" only means that ours came late.
+_REFUSED = re.compile(r"authorization violation|authentication (?:expired|revoked)", re.I)
 
 CLOSE_TIMEOUT = 1.0
 """Seconds a client gets to close its socket before the socket is aborted."""
@@ -145,16 +149,23 @@ def _only_encrypted(client: Client, secret: str | None) -> Callable[[], str] | N
     return reveal
 
 
+class _NoTLS(ssl.SSLError):
+    """The server would have us go on in plaintext."""
+
+
 def _require_tls(client: Client) -> None:
     if not client._server_info.get("tls_required"):
-        raise ssl.SSLError("the server offers no TLS")
+        raise _NoTLS("the server offers no TLS")
 
 
 def _connect_error(address: ServerAddress, cause: Exception) -> ConnectError:
     if isinstance(cause, ssl.SSLError):
         reason = getattr(cause, "verify_message", "") or getattr(cause, "reason", "") or str(cause)
-        return TLSError(f"no trusted encrypted connection to {address.url}: {reason}")
-    if isinstance(cause, nats.errors.Error) and "auth" in str(cause).lower():
+        error = TLSError(f"no trusted encrypted connection to {address.url}: {reason}")
+        # A handshake may also fail because a full or stopping server hangs up; that passes.
+        error.final = isinstance(cause, (ssl.SSLCertVerificationError, _NoTLS))
+        return error
+    if isinstance(cause, nats.errors.Error) and _REFUSED.search(str(cause)):
         return AuthenticationError(
             f"{address.url} refused the credentials; check token, user and password"
         )

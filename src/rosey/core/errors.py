@@ -10,6 +10,11 @@ EventBusError
 │   ├── EventEncodeError       it cannot be written as JSON         (ValueError)
 │   ├── PayloadTooLargeError   it is larger than the server takes   (ValueError)
 │   ├── NoStreamError          no stream stores its subject
+│   ├── StreamFullError        the stream takes no more
+│   ├── WrongStreamError       another stream than the expected one
+│   ├── WrongSequenceError     another event came before the expected one
+│   ├── NotAllowedByStreamError    the stream has no TTL, or no atomic batches
+│   ├── PublishManyError       some of several events were not stored
 │   ├── PublishTimeoutError    JetStream did not acknowledge in time (TimeoutError)
 │   ├── InvalidHeaderError     a header breaks the rules of `headers.py`    (ValueError)
 │   └── NoReplySubjectError    reply() to something nobody waits for (ValueError)
@@ -20,13 +25,21 @@ EventBusError
 ├── RequestTimeoutError        nobody answered in time              (TimeoutError)
 ├── NoRespondersError          nobody serves the subject
 ├── RemoteError                the handler answered with an error
-├── StreamError                a stream cannot be looked up or created
+├── StreamError                a stream cannot be looked up, created or changed
+│   ├── ConsumerMismatchError  a durable exists with another configuration
+│   ├── ConsumerGoneError      the consumer or its stream was deleted
+│   ├── NoSuchDeadLetterError  no dead letter has that number
+│   └── PlanRefusedError       a change of streams would lose data
+├── UnsupportedServerError     the server is too old for what was asked
+├── NotOnceError               an event has no batch to publish into     (RuntimeError)
 ├── WrongEventLoopError        a bus used outside its event loop    (RuntimeError)
 ├── InvalidOptionError         an option of the bus that cannot work    (ValueError)
 └── NotInitializedError        there is no global bus               (RuntimeError)
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class EventBusError(Exception):
@@ -40,9 +53,14 @@ class NotConnectedError(EventBusError):
 class ConnectError(NotConnectedError):
     """No server could be connected to before `connect_timeout`; `__cause__` is the last reason."""
 
+    final = False
+    """Whether trying again is of no use."""
+
 
 class AuthenticationError(ConnectError):
     """The server refused the credentials; trying again with the same ones is of no use."""
+
+    final = True
 
 
 class TLSError(ConnectError):
@@ -79,6 +97,39 @@ class PayloadTooLargeError(PublishError, ValueError):
 
 class NoStreamError(PublishError):
     """No stream stores the subject, so JetStream cannot keep the event."""
+
+
+class StreamFullError(PublishError):
+    """The stream is full, and refuses new events rather than drop old ones."""
+
+
+class WrongStreamError(PublishError):
+    """Another stream than the expected one stores the subject."""
+
+
+class WrongSequenceError(PublishError):
+    """The stream's, or the subject's, last sequence is not the one that was expected."""
+
+
+class NotAllowedByStreamError(PublishError):
+    """The stream's configuration does not allow it; `StreamSpec` has the option."""
+
+
+class PublishManyError(PublishError):
+    """Some events of `publish_many` were not stored, or nobody knows.
+
+    `acks` has, in the events' order, an acknowledgement or None; `failures` the errors, by the
+    event's place.
+    """
+
+    def __init__(self, acks: list[Any], failures: dict[int, EventBusError]) -> None:
+        first = min(failures)
+        super().__init__(
+            f"{len(failures)} of {len(acks)} events were not stored; "
+            f"the first is number {first}: {failures[first]}"
+        )
+        self.acks = acks
+        self.failures = failures
 
 
 class PublishTimeoutError(PublishError, TimeoutError):
@@ -142,6 +193,41 @@ class StreamError(EventBusError):
     def __init__(self, message: str, *, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
+
+
+class ConsumerMismatchError(StreamError):
+    """A durable of that name exists, and what differs cannot be changed on it.
+
+    `differences` has, by configuration key, what was asked for and what the server has.
+    """
+
+    def __init__(self, stream: str, name: str, differences: dict[str, tuple[Any, Any]]) -> None:
+        parts = (f"{key} is {has!r}, not {asked!r}" for key, (asked, has) in differences.items())
+        super().__init__(
+            f"the durable {name} of stream {stream} exists with another configuration: "
+            f"{'; '.join(parts)}; use another name, or delete it"
+        )
+        self.differences = differences
+
+
+class NoSuchDeadLetterError(StreamError):
+    """No dead letter has that number."""
+
+
+class PlanRefusedError(StreamError):
+    """A plan would lose events, or ask of the server what it cannot change; nothing was done."""
+
+
+class ConsumerGoneError(StreamError):
+    """The consumer, or its stream, was deleted while it was in use."""
+
+
+class UnsupportedServerError(EventBusError):
+    """The server is too old for what was asked of it; the message names the version."""
+
+
+class NotOnceError(EventBusError, RuntimeError):
+    """`Event.publish` outside a handler of a consumer with `once=True`."""
 
 
 class WrongEventLoopError(EventBusError, RuntimeError):

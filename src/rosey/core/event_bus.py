@@ -15,6 +15,8 @@ from rosey.core import headers as nats_headers
 from rosey.core.connection import Connection, State
 from rosey.core.dialing import ConnectOptions
 from rosey.core.errors import (
+    ConnectError,
+    ConnectionLostError,
     EventBusError,
     EventDecodeError,
     InvalidOptionError,
@@ -33,13 +35,14 @@ from rosey.core.events import (
     PlatformEvent,
     new_event,
 )
+from rosey.core.handlers import Handler, current_worker
 from rosey.core.jetstream import PubAck
 from rosey.core.pool import ServerPool
 from rosey.core.reports import ErrorHook, ErrorReports
 from rosey.core.signals import stop_requested
 from rosey.core.streams import DEFAULT_STREAMS, StreamDrift, StreamSpec, ensure_streams
 from rosey.core.subjects import validate_pattern, validate_queue, validate_subject
-from rosey.core.subscriptions import Handler, Subscription
+from rosey.core.subscriptions import Subscription
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -159,6 +162,7 @@ class EventBus:
         self.stream_drift: tuple[StreamDrift, ...] = ()
         """Streams that `connect` found different from their specification, and left alone."""
         self._streams = tuple(streams)
+        self._connect_timeout = connect_timeout
         self._reports = ErrorReports(on_error)
         self._subscriptions: set[Subscription] = set()
         self._lifecycle: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
@@ -271,13 +275,16 @@ class EventBus:
         self._connection.check_loop()
         async with self._lock():
             if self._connection.is_usable:
+                await self._connection.settled(self._deadline(self._connect_timeout))
                 _logger.warning("already connected to %s", self._connection.server)
                 return
             await self._connection.connect()
             try:
                 self.stream_drift = await ensure_streams(self._connection, self._streams)
-            except BaseException:
+            except BaseException as error:
                 await self._connection.close(self._deadline(0.0))
+                if isinstance(error, ConnectionLostError):
+                    raise ConnectError(f"while looking at streams: {error}") from error
                 raise
         for drift in self.stream_drift:
             _logger.warning("%s", drift)
@@ -286,13 +293,16 @@ class EventBus:
         """Take no more events, let handlers finish, send what is pending, and close.
 
         All of it within `timeout` seconds; handlers that still run then are cancelled and
-        reported. Does nothing on a bus that is not connected; ends every subscription.
+        reported. Does nothing on a bus that is not connected; ends every subscription, and a
+        `connect` under way. In a handler it does not wait for that one, and returns at once if
+        another call is closing already.
         """
-        self._connection.check_loop()
+        deadline = self._deadline(timeout)
+        us = current_worker.get()  # the handler that asks, if one does
+        if us is not None and self._lock().locked() and self.state is State.CLOSING:
+            return  # whoever closes waits for this handler
+        self._connection.stop_reconnecting()
         async with self._lock():
-            deadline = self._deadline(timeout)
-            self._connection.stop_reconnecting()
-            us = asyncio.current_task()  # maybe a handler's
             try:
                 await asyncio.gather(*(sub.finish(deadline, us) for sub in self._subscriptions))
             finally:
@@ -314,10 +324,11 @@ class EventBus:
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has received all that was published before.
 
-        Raises `NotConnectedError` if that takes more than `timeout` seconds.
+        Raises `NotConnectedError` if that takes more than `timeout` seconds, and, once,
+        `ConnectionLostError` if some of it may have been lost with a connection.
         """
         try:
-            await self._connection.round_trip(self._deadline(timeout))
+            await self._connection.flush(self._deadline(timeout))
         except TimeoutError:
             raise NotConnectedError(f"the server did not answer within {timeout:g} s") from None
 

@@ -10,10 +10,20 @@ from rosey.core.errors import InvalidHeaderError
 
 MSG_ID: Final = "Nats-Msg-Id"
 """JetStream stores one message for each id within the stream's duplicate window."""
+EXPECTED_LAST_SEQUENCE: Final = "Nats-Expected-Last-Sequence"
+EXPECTED_LAST_SUBJECT_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+TTL: Final = "Nats-TTL"
+BATCH_ID: Final = "Nats-Batch-Id"
+BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
+BATCH_COMMIT: Final = "Nats-Batch-Commit"
+PIN_ID: Final = "Nats-Pin-Id"
+PENDING_MESSAGES: Final = "Nats-Pending-Messages"
 SERVICE_ERROR: Final = "Nats-Service-Error"
 SERVICE_ERROR_CODE: Final = "Nats-Service-Error-Code"
 STATUS: Final = "Status"
 """Where nats-py puts the status of a header line such as `NATS/1.0 503`."""
+DESCRIPTION: Final = "Description"
+"""Where nats-py puts the words after the status."""
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token of RFC 7230, section 3.2.6
 _FRAME = len("NATS/1.0\r\n\r\n")

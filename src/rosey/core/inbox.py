@@ -22,7 +22,7 @@ def anything(_: Msg) -> bool:
 class Exchange:
     """One message out, the first accepted message back."""
 
-    __slots__ = ("accept", "answer", "asked", "passed_over", "reply_subject")
+    __slots__ = ("accept", "answer", "asked", "passed_over", "reply_subject", "sent")
 
     def __init__(
         self, asked: str, reply_subject: str, accept: Accept, answer: asyncio.Future[Msg]
@@ -31,6 +31,7 @@ class Exchange:
         self.reply_subject = reply_subject
         self.accept = accept
         self.answer = answer
+        self.sent = False
         self.passed_over: Msg | None = None
         """The last message that came and was not the one waited for."""
 
@@ -45,6 +46,8 @@ class Inbox:
         self._root = f"{prefix}.{secrets.token_hex(12)}."
         self.pattern = f"{self._root}*"
         self._open: dict[str, Exchange] = {}
+        self.answered = 0
+        """Answers that came; each proves that the connection works both ways."""
         self._count = 0
 
     def open(self, asked: str, accept: Accept) -> Exchange:
@@ -54,6 +57,12 @@ class Inbox:
         answer = asyncio.get_running_loop().create_future()
         exchange = self._open[reply_subject] = Exchange(asked, reply_subject, accept, answer)
         return exchange
+
+    def mark_sent(self, reply_subject: str) -> None:
+        """The message that asks for an answer there was handed to a connection."""
+        exchange = self._open.get(reply_subject)
+        if exchange is not None:
+            exchange.sent = True
 
     def close(self, exchange: Exchange) -> None:
         """Stop waiting; answers that come later are passed over in silence."""
@@ -66,6 +75,7 @@ class Inbox:
         exchange = self._open.get(msg.subject)
         if exchange is None or exchange.answer.done():
             return
+        self.answered += 1
         if exchange.accept(msg):
             exchange.answer.set_result(msg)
         else:
@@ -74,13 +84,15 @@ class Inbox:
     def fail(self, make_error: Callable[[], Exception], asked: str | None = None) -> bool:
         """End open exchanges, each with an error of its own.
 
-        All of them, or those that asked on subject `asked`, given in lower case. Returns whether
-        there was one.
+        All that were sent, or of these the ones that asked on subject `asked`, given in lower
+        case; what still waits for a connection goes on waiting. Returns whether there was one.
         """
         failed = [
             exchange
             for exchange in self._open.values()
-            if not exchange.answer.done() and (asked is None or exchange.asked.lower() == asked)
+            if exchange.sent
+            and not exchange.answer.done()
+            and (asked is None or exchange.asked.lower() == asked)
         ]
         for exchange in failed:
             exchange.answer.set_exception(make_error())

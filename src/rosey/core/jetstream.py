@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rosey.core.connection import Connection, is_no_responders
-from rosey.core.errors import NoRespondersError, StreamError
+from rosey.core.errors import NoRespondersError, StreamError, UnsupportedServerError
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
+API_TIMEOUT = 5.0
+"""Seconds that JetStream gets for each question about a stream or consumer."""
+
+CONSUMER_NOT_FOUND = 10014
+CONSUMER_EXISTS = 10148
 STREAM_NOT_FOUND = 10059
 STREAM_NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
@@ -106,3 +111,13 @@ async def api(connection: Connection, path: str, body: Any, deadline: float) -> 
             f"JetStream refused {path}: {error.description}{hint}", code=error.err_code
         )
     return answer
+
+
+def require_server(connection: Connection, version: tuple[int, int], feature: str) -> None:
+    """Raise `UnsupportedServerError` if the server connected to is older than `version`."""
+    have = connection.server_version
+    if have < version:
+        raise UnsupportedServerError(
+            f"{feature} needs nats-server {'.'.join(map(str, version))}; {connection.server} "
+            f"runs {'.'.join(map(str, have))}"
+        )

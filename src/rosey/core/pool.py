@@ -12,13 +12,13 @@ from urllib.parse import urlsplit
 
 from rosey.core.addresses import ServerAddress
 from rosey.core.dialing import Callbacks, ConnectOptions, dial
-from rosey.core.errors import AuthenticationError, ConnectError, TLSError
+from rosey.core.errors import ConnectError
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
 DIAL_TIMEOUT = 2.0
-"""Seconds that one server gets to complete a handshake before the next one is tried."""
+"""Seconds that one server gets at least to complete a handshake before the next one is tried."""
 FIRST_DELAY, LONGEST_DELAY = 0.05, 2.0
 """Seconds: between tries there is a random time below a bound that doubles from one to other."""
 
@@ -63,7 +63,8 @@ class ServerPool:
         servers = self.others() if elsewhere else self._all()
         failures: list[ConnectError] = []
         for address in random.sample(servers, len(servers)):
-            limit = min(deadline, asyncio.get_running_loop().time() + DIAL_TIMEOUT)
+            now = asyncio.get_running_loop().time()
+            limit = min(deadline, now + max(DIAL_TIMEOUT, (deadline - now) / len(servers)))
             try:
                 client = await dial(address, self._options, limit, callbacks)
             except ConnectError as error:
@@ -73,7 +74,7 @@ class ServerPool:
                 self.learn(client)
                 return client
         for failure in failures:
-            if len(failures) == 1 or isinstance(failure, (AuthenticationError, TLSError)):
+            if len(failures) == 1 or failure.final:
                 raise failure
         raise ConnectError("; ".join(map(str, failures)) or "there is no other server")
 

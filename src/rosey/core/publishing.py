@@ -5,29 +5,45 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rosey.core import headers as nats_headers
-from rosey.core.connection import Connection
+from rosey.core.connection import Connection, is_no_responders
 from rosey.core.errors import (
-    ConnectionLostError,
-    NoRespondersError,
     NoStreamError,
+    NotAllowedByStreamError,
     NotConnectedError,
     PermissionDeniedError,
     PublishError,
     PublishTimeoutError,
     StreamError,
+    StreamFullError,
+    WrongSequenceError,
+    WrongStreamError,
 )
 from rosey.core.jetstream import ApiError, PubAck, api, is_ack, read_ack
 
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
 ATTEMPT_TIMEOUT = 1.0
-"""Seconds after which an unacknowledged event is sent again, under the same message id."""
+"""Seconds after which an unacknowledged event is sent again, under the same message id; doubled
+each time."""
 RETRY_PAUSE = 0.25
 """Seconds between tries while a stream has no leader."""
 UNAVAILABLE = 503
 """JetStream's `code` for what may pass: no leader, shutting down, storage busy."""
 _FULL = 10077  # a 503 too, but one that waiting does not mend: the stream refuses what is new
 _IN_PROCESS = 10158  # an earlier try with this message id is still being copied in the cluster
+_REFUSALS: dict[int, type[PublishError]] = {
+    10060: WrongStreamError,
+    10071: WrongSequenceError,
+    10164: WrongSequenceError,
+    10077: StreamFullError,
+    10166: NotAllowedByStreamError,
+    10165: NotAllowedByStreamError,
+    10174: NotAllowedByStreamError,
+}
 
 
 async def publish_stored(
@@ -37,57 +53,107 @@ async def publish_stored(
     *,
     deadline: float,
     headers: Mapping[str, str] | None = None,
+    msg_id: str | None = None,
 ) -> PubAck:
     """Send a message until a stream acknowledges it, or `deadline` (loop time).
 
     All tries carry one message id, so within the stream's duplicate window (2 minutes unless
-    configured otherwise) it is stored once. Raises `NoStreamError`, `PublishTimeoutError`,
-    `PublishError` with JetStream's reason, and what `Connection.send` raises.
+    configured otherwise) it is stored once. Raises `NoStreamError`, `PublishTimeoutError`, what
+    `refusal` makes of JetStream's reason, and what `Connection.send` raises.
     """
-    loop = asyncio.get_running_loop()
-    tagged = {**(headers or {}), nats_headers.MSG_ID: secrets.token_hex(16)}
-    sent_before = stream_seen = False
+    attempt = _Attempt(connection, subject, payload, deadline, headers, msg_id)
     while True:
         try:
-            msg = await connection.exchange(
-                subject,
-                payload,
-                deadline=min(deadline, loop.time() + ATTEMPT_TIMEOUT),
-                headers=tagged,
-                accept=is_ack,
-            )
-        except (TimeoutError, NotConnectedError) as error:
-            sent_before |= isinstance(error, (TimeoutError, ConnectionLostError))
-            if loop.time() < deadline and connection.is_usable:
-                if isinstance(error, TimeoutError) and not stream_seen:
-                    # Others are subscribed, or the server would have said that nobody is.
-                    await _require_stream(connection, subject, deadline)
-                    stream_seen = True
+            msg = await attempt.until_answered()
+        except NotConnectedError as error:
+            if connection.time() < deadline and connection.is_usable:
                 continue
-            if not sent_before:
+            if not attempt.sent:
                 raise
-            raise PublishTimeoutError(
-                f"no stream acknowledged the event on {subject} in time; whether it is stored "
-                "is unknown"
-            ) from error
-        except NoRespondersError:
-            await _require_stream(connection, subject, deadline)
-        else:
+            raise attempt.unknown() from error
+        if not is_no_responders(msg):
             reply = read_ack(msg)
             if isinstance(reply, PubAck):
                 return reply
             assert isinstance(reply, ApiError)
             if not _may_pass(reply):
-                raise PublishError(f"the stream refused the event on {subject}: {_text(reply)}")
-        if loop.time() + RETRY_PAUSE >= deadline:
+                raise refusal(subject, reply)
+        else:
+            await _require_stream(connection, subject, deadline)
+        if connection.time() + RETRY_PAUSE >= deadline:
             raise PublishTimeoutError(f"the stream of {subject} was not available in time")
         await asyncio.sleep(RETRY_PAUSE)
+
+
+class _Attempt:
+    """One event on its way, sent as often as it takes."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        subject: str,
+        payload: bytes,
+        deadline: float,
+        headers: Mapping[str, str] | None,
+        msg_id: str | None,
+    ) -> None:
+        self._connection = connection
+        self._subject = subject
+        self._payload = payload
+        self._deadline = deadline
+        self._headers = {**(headers or {}), nats_headers.MSG_ID: msg_id or secrets.token_hex(16)}
+        self._patience = ATTEMPT_TIMEOUT
+        self.sent = False
+        self._stream_seen = False
+
+    async def until_answered(self) -> Msg:
+        """Send it, and again on the same connection while nothing comes; any answer will do."""
+        connection = self._connection
+        with connection.expecting(self._subject, is_ack) as exchange:
+            while True:
+                try:
+                    await connection.send(
+                        self._subject,
+                        self._payload,
+                        deadline=self._deadline,
+                        reply=exchange.reply_subject,
+                        headers=self._headers,
+                    )
+                finally:
+                    self.sent |= exchange.sent
+                until = min(self._deadline, connection.time() + self._patience)
+                try:
+                    async with asyncio.timeout_at(until):
+                        return await asyncio.shield(exchange.answer)
+                except TimeoutError:
+                    if connection.time() >= self._deadline:
+                        raise self.unknown() from None
+                self._patience *= 2
+                if not self._stream_seen:
+                    # Others are subscribed, or the server would have said that nobody is.
+                    await _require_stream(connection, self._subject, self._deadline)
+                    self._stream_seen = True
+
+    def unknown(self) -> PublishTimeoutError:
+        return PublishTimeoutError(
+            f"no stream acknowledged the event on {self._subject} in time; whether it is stored "
+            "is unknown"
+        )
+
+
+def refusal(subject: str, error: ApiError) -> PublishError:
+    """The error that a stream's refusal of an event is raised as."""
+    kind = _REFUSALS.get(error.err_code, PublishError)
+    return kind(
+        f"the stream refused the event on {subject}: {error.description} "
+        f"(JetStream error {error.err_code})"
+    )
 
 
 async def _require_stream(connection: Connection, subject: str, deadline: float) -> None:
     """Tell a stream that has no leader just now from one that does not exist."""
     # A question asked while the cluster elects is never answered: asking is not worth the deadline.
-    deadline = min(deadline, asyncio.get_running_loop().time() + ATTEMPT_TIMEOUT)
+    deadline = min(deadline, connection.time() + ATTEMPT_TIMEOUT)
     try:
         found = await api(connection, "STREAM.NAMES", {"subject": subject}, deadline)
     except (StreamError, NotConnectedError, PermissionDeniedError):
@@ -101,7 +167,3 @@ async def _require_stream(connection: Connection, subject: str, deadline: float)
 
 def _may_pass(error: ApiError) -> bool:
     return error.err_code == _IN_PROCESS or (error.code == UNAVAILABLE and error.err_code != _FULL)
-
-
-def _text(error: ApiError) -> str:
-    return f"{error.description} (JetStream error {error.err_code})"

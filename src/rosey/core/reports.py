@@ -31,7 +31,7 @@ class ErrorReports:
             _logger.error(
                 "%s%s%s",
                 f"{where}: " if where else "",
-                error if ours else repr(error),
+                error if ours else _shown(error),
                 f" [{event!r}]" if event is not None else "",
                 exc_info=None if ours else error,
             )
@@ -49,3 +49,10 @@ class ErrorReports:
             return False
         self._quiet_until[once] = now + 1.0
         return True
+
+
+def _shown(error: Exception) -> str:
+    try:
+        return repr(error)
+    except Exception:
+        return f"{type(error).__name__} (its repr fails)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ INBOX = "_INBOX"
 permissions, publish where the peer may not."""
 REPLY_TIMEOUT = 5.0
 """Seconds that an answer waits for the connection to come back."""
+
+_CODE = re.compile("[0-9]{1,9}")
 
 
 async def request(
@@ -117,4 +120,4 @@ def _remote_error(msg: Msg) -> RemoteError:
     with contextlib.suppress(ValueError):
         # The header holds one line; our own handlers send the whole text in the event.
         message = str(Event.from_json(msg.data).data.get("message", message))
-    return RemoteError(int(code) if code.isdigit() else INTERNAL_ERROR, message)
+    return RemoteError(int(code) if _CODE.fullmatch(code) else INTERNAL_ERROR, message)

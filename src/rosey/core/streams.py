@@ -10,11 +10,8 @@ from typing import Any
 
 from rosey.core.connection import Connection
 from rosey.core.errors import PermissionDeniedError, StreamError
-from rosey.core.jetstream import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, api
+from rosey.core.jetstream import API_TIMEOUT, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, api
 from rosey.core.subjects import COMMANDS, PLATFORM, PLUGINS
-
-API_TIMEOUT = 5.0
-"""Seconds that JetStream gets for each question about a stream."""
 
 _MIB = 1024 * 1024
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import typing
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from rosey.core.errors import (
     SubscriptionError,
 )
 from rosey.core.events import Delivery, Event, mark_delivered
+from rosey.core.handlers import Handler, current_worker, event_type_of, take_back_cancellation
 from rosey.core.reports import ErrorReports
 from rosey.core.subjects import matches
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
-
-Handler = Callable[[Any], Any]
-"""Takes an `Event`, async or not. What it returns, a dict or an `Event`, is the reply."""
 
 PENDING_MSGS_LIMIT = 65_536
 """Messages that may wait for a subscription's handler; later ones are dropped and counted."""
@@ -71,7 +68,7 @@ class Subscription:
         self._connection = connection
         self._reports = reports
         self._handler = handler
-        self._event_type = _event_type_of(handler)
+        self._event_type = event_type_of(handler)
         self._route = Route(pattern, queue, self._receive)
         self._pending: deque[Msg] = deque()
         self._pending_bytes = 0
@@ -133,7 +130,7 @@ class Subscription:
         counted and reported. Called from its own handler, it does not wait for that one.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        await self.finish(deadline, asyncio.current_task())
+        await self.finish(deadline, current_worker.get())
 
     async def finish(self, deadline: float, besides: asyncio.Task[Any] | None) -> None:
         """Drain until `deadline` (loop time), but do not wait for what task `besides` runs."""
@@ -157,7 +154,7 @@ class Subscription:
         self._connection.forget(self._route)
         self._end()
         running = {task for task in self._workers if task is not besides and not task.done()}
-        if running:
+        if running or self._pending:
             self._cancel(running)
         return running
 
@@ -174,6 +171,7 @@ class Subscription:
         dropped = len(self._pending)
         self._aborted = True
         self._pending.clear()
+        self._pending_bytes = 0
         for task in workers:
             task.cancel()
         self.stats.dropped += dropped
@@ -211,6 +209,7 @@ class Subscription:
 
     async def _work(self) -> None:
         """Handle messages one after the other until the subscription ends."""
+        current_worker.set(asyncio.current_task())
         for turn in itertools.count(1):
             while not self._pending:
                 if self._ending:
@@ -219,7 +218,16 @@ class Subscription:
                 await self._arrived.wait()
             msg = self._pending.popleft()
             self._pending_bytes -= len(msg.data)
-            await self._handle(msg)
+            try:
+                await self._handle(msg)
+            except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                # Whatever it is, no message may end the subscription.
+                self.stats.failed += 1
+                failure = SubscriptionError(f"{self.subject}: a message could not be handled")
+                failure.__cause__ = error
+                self._reports.report(failure)
             if turn % _YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
@@ -257,7 +265,7 @@ class Subscription:
             if self._aborted or self._connection.is_ending:
                 raise error
             # By the handler, or what it awaited: a failure like others, even if it meant our task.
-            _take_back_cancellation()
+            take_back_cancellation()
             cancelled = error
             error = SubscriptionError("the handler was cancelled")
             error.__cause__ = cancelled
@@ -291,20 +299,3 @@ def _as_event(answer: object, asked: Event) -> Event:
 def _name(error: Exception) -> str:
     """What a requester may know of a failure: its text may hold what is none of their business."""
     return type(error.__cause__ or error).__name__
-
-
-def _take_back_cancellation() -> None:
-    task = asyncio.current_task()
-    while task is not None and task.cancelling():
-        task.uncancel()
-
-
-def _event_type_of(handler: Handler) -> type[Event]:
-    """The kind of event that a handler's first parameter is annotated with, else `Event`."""
-    try:
-        hints = typing.get_type_hints(inspect.unwrap(handler))
-        first = next(iter(inspect.signature(handler).parameters), "")
-    except (NameError, TypeError, ValueError, AttributeError):
-        return Event  # names that only a type checker sees, or a callable without a signature
-    hint = hints.get(first)
-    return hint if isinstance(hint, type) and issubclass(hint, Event) else Event

@@ -32,6 +32,8 @@ class FaultProxy:
         self._flows = asyncio.Event()
         self._refuses = False
         self._left: int | None = None
+        self._swallows = False
+        self._delay = 0.0
         self._filter: Filter | None = None
 
     @property
@@ -79,6 +81,14 @@ class FaultProxy:
         """Take no more bytes from either side: a network that swallows everything."""
         self._flows.clear()
 
+    def delay(self, seconds: float) -> None:
+        """Hold what the server says back for so long."""
+        self._delay = seconds
+
+    def swallow(self) -> None:
+        """Pass on nothing more of what clients send, although it is taken."""
+        self._swallows = True
+
     def cut_after(self, count: int) -> None:
         """Pass on `count` more bytes of what clients send, and then reset all connections."""
         self._left = count
@@ -89,7 +99,9 @@ class FaultProxy:
 
     def heal(self) -> None:
         """End every fault; connections that were not reset go on."""
-        self._refuses, self._left, self._filter = False, None, None
+        self._refuses = self._swallows = False
+        self._left = self._filter = None
+        self._delay = 0.0
         self._flows.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -105,7 +117,7 @@ class FaultProxy:
         self._connections.add(pair)
         pumps = {
             asyncio.create_task(self._pump(reader, up_writer, self._to_server)),
-            asyncio.create_task(self._pump(up_reader, writer, self._to_client)),
+            asyncio.create_task(self._pump(up_reader, writer, self._to_client, delayed=True)),
         }
         self._pumps |= pumps
         try:
@@ -124,10 +136,14 @@ class FaultProxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         change: Callable[[bytes], bytes],
+        *,
+        delayed: bool = False,
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
                 await self._flows.wait()
+                if delayed and self._delay:
+                    await asyncio.sleep(self._delay)
                 writer.write(change(data))
                 await writer.drain()
                 if self._left == 0:
@@ -136,6 +152,8 @@ class FaultProxy:
                     return
 
     def _to_server(self, data: bytes) -> bytes:
+        if self._swallows:
+            return b""
         if self._left is None:
             return data
         data = data[: self._left]
