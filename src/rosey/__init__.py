@@ -1,10 +1,17 @@
 """rosey: the event bus that a chat bot and its plugins run on, over NATS and JetStream."""
 
+from rosey.core.acks import Origin
+from rosey.core.batches import Batch
+from rosey.core.bus import EventBus, Health
 from rosey.core.connection import State
+from rosey.core.consumers import Consumer, ConsumerInfo, ConsumerStats
+from rosey.core.dead_letters import DEAD_LETTERS, DeadLetter, DeadLetters
 from rosey.core.errors import (
     AuthenticationError,
     ConnectError,
     ConnectionLostError,
+    ConsumerGoneError,
+    ConsumerMismatchError,
     EventBusError,
     EventDecodeError,
     EventEncodeError,
@@ -14,22 +21,30 @@ from rosey.core.errors import (
     NoReplySubjectError,
     NoRespondersError,
     NoStreamError,
+    NoSuchDeadLetterError,
+    NotAllowedByStreamError,
     NotConnectedError,
     NotInitializedError,
+    NotOnceError,
     PayloadTooLargeError,
     PermissionDeniedError,
+    PlanRefusedError,
     PublishError,
+    PublishManyError,
     PublishTimeoutError,
     RemoteError,
     RequestTimeoutError,
+    SeveralStreamsError,
     StreamError,
+    StreamFullError,
     SubscriptionError,
     TLSError,
+    UnsupportedServerError,
     WrongEventLoopError,
+    WrongSequenceError,
+    WrongStreamError,
 )
 from rosey.core.event_bus import (
-    EventBus,
-    Health,
     event_bus_context,
     get_event_bus,
     initialize_event_bus,
@@ -37,6 +52,8 @@ from rosey.core.event_bus import (
 )
 from rosey.core.events import CommandEvent, Delivery, Event, EventPriority, PlatformEvent
 from rosey.core.jetstream import PubAck
+from rosey.core.plans import Plan
+from rosey.core.retries import Reject, Retry, RetryLater, exponential
 from rosey.core.streams import DEFAULT_STREAMS, StreamDrift, StreamSpec
 from rosey.core.subscriptions import Subscription, SubscriptionStats
 from rosey.local import local_event_bus
@@ -44,11 +61,20 @@ from rosey.local import local_event_bus
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEAD_LETTERS",
     "DEFAULT_STREAMS",
     "AuthenticationError",
+    "Batch",
     "CommandEvent",
     "ConnectError",
     "ConnectionLostError",
+    "Consumer",
+    "ConsumerGoneError",
+    "ConsumerInfo",
+    "ConsumerMismatchError",
+    "ConsumerStats",
+    "DeadLetter",
+    "DeadLetters",
     "Delivery",
     "Event",
     "EventBus",
@@ -63,26 +89,42 @@ __all__ = [
     "NoReplySubjectError",
     "NoRespondersError",
     "NoStreamError",
+    "NoSuchDeadLetterError",
+    "NotAllowedByStreamError",
     "NotConnectedError",
     "NotInitializedError",
+    "NotOnceError",
+    "Origin",
     "PayloadTooLargeError",
     "PermissionDeniedError",
+    "Plan",
+    "PlanRefusedError",
     "PlatformEvent",
     "PubAck",
     "PublishError",
+    "PublishManyError",
     "PublishTimeoutError",
+    "Reject",
     "RemoteError",
     "RequestTimeoutError",
+    "Retry",
+    "RetryLater",
+    "SeveralStreamsError",
     "State",
     "StreamDrift",
     "StreamError",
+    "StreamFullError",
     "StreamSpec",
     "Subscription",
     "SubscriptionError",
     "SubscriptionStats",
     "TLSError",
+    "UnsupportedServerError",
     "WrongEventLoopError",
+    "WrongSequenceError",
+    "WrongStreamError",
     "event_bus_context",
+    "exponential",
     "get_event_bus",
     "initialize_event_bus",
     "local_event_bus",

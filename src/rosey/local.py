@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Unpack
 
-from rosey.core.event_bus import BusOptions, EventBus
+from rosey.core.bus import BusOptions, EventBus
 
 
 @asynccontextmanager

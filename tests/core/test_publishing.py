@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,16 +14,23 @@ from nats.aio.msg import Msg
 from waiting import eventually, server_knows
 
 from rosey import (
+    Batch,
     Event,
     EventBus,
     EventEncodeError,
     InvalidHeaderError,
+    InvalidOptionError,
     InvalidSubjectError,
     NoStreamError,
+    NotAllowedByStreamError,
     PayloadTooLargeError,
     PublishError,
+    PublishManyError,
     PublishTimeoutError,
+    SeveralStreamsError,
+    StreamFullError,
     StreamSpec,
+    WrongSequenceError,
 )
 from rosey.core.events import EventPriority
 from rosey.server import LocalServer
@@ -216,3 +225,98 @@ async def test_an_acknowledgement_that_comes_late_counts(server: LocalServer) ->
         proxy.heal()
         assert bus.js is not None
         assert (await bus.js.stream_info("PLATFORM_EVENTS")).state.messages == 1
+
+
+STREAMS = [
+    StreamSpec("LOG", ("log.>",), allow_ttl=True, allow_atomic=True),
+    StreamSpec("SMALL", ("small.>",), max_messages=1, discard="new"),
+]
+
+
+@pytest.fixture
+async def log(server: LocalServer) -> AsyncIterator[EventBus]:
+    async with EventBus([server.url], streams=STREAMS) as connected:
+        yield connected
+
+
+async def stored(bus: EventBus, stream: str = "LOG") -> int:
+    assert bus.js is not None
+    return (await bus.js.stream_info(stream)).state.messages
+
+
+async def test_one_message_id_is_stored_once(log: EventBus) -> None:
+    first = await log.publish_js("log.x", {}, msg_id="a")
+    second = await log.publish_js("log.x", {}, msg_id="a")
+    assert (first.seq, first.duplicate) == (1, False)
+    assert (second.seq, second.duplicate) == (1, True)
+
+
+async def test_expected_sequences(log: EventBus) -> None:
+    await log.publish_js("log.x", {}, expect_last_sequence=0)
+    await log.publish_js("log.y", {}, expect_last_subject_sequence=0)
+    await log.publish_js("log.x", {}, expect_last_subject_sequence=1)
+    with pytest.raises(WrongSequenceError, match="wrong last sequence"):
+        await log.publish_js("log.x", {}, expect_last_sequence=1)
+    with pytest.raises(WrongSequenceError):
+        await log.publish_js("log.x", {}, expect_last_subject_sequence=1)
+    assert await stored(log) == 3
+
+
+async def test_an_event_with_a_time_to_live(log: EventBus) -> None:
+    await log.publish_js("log.x", {}, ttl=timedelta(seconds=1))
+    assert await stored(log) == 1
+    deadline = time.monotonic() + 20
+    while await stored(log):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    with pytest.raises(InvalidOptionError, match="whole seconds"):
+        await log.publish_js("log.x", {}, ttl=0.5)
+    with pytest.raises(NotAllowedByStreamError):
+        await log.publish_js("small.x", {}, ttl=5)
+
+
+async def test_a_full_stream_that_refuses(log: EventBus) -> None:
+    await log.publish_js("small.x", {})
+    with pytest.raises(StreamFullError):
+        await log.publish_js("small.x", {})
+
+
+async def test_publishing_many(log: EventBus) -> None:
+    events = [Event("log.x", "t", "s", {"n": n}) for n in range(1000)]
+    acks = await log.publish_many(events)
+    assert len({ack.seq for ack in acks}) == 1000
+    assert await log.publish_many([]) == []
+    mixed = [events[0], Event("nobody.stores", "t", "s", {}), Event("a b", "t", "s", {}), events[1]]
+    with pytest.raises(PublishManyError, match="2 of 4 events were not stored") as caught:
+        await log.publish_many(mixed)
+    assert {number: type(error) for number, error in caught.value.failures.items()} == {
+        1: NoStreamError,
+        2: InvalidSubjectError,
+    }
+    assert [ack is not None for ack in caught.value.acks] == [True, False, False, True]
+    assert await stored(log) == 1002
+
+
+async def send_batch(bus: EventBus, stream: str, *subjects: str, last: int | None = None) -> Batch:
+    """A batch of events on `subjects`; the last may expect a sequence."""
+    async with bus.batch(stream) as batch:
+        for subject in subjects:
+            expected = last if subject is subjects[-1] else None
+            batch.publish(subject, {}, expect_last_subject_sequence=expected)
+    return batch
+
+
+async def test_a_batch_is_stored_whole_or_not_at_all(log: EventBus) -> None:
+    batch = await send_batch(log, "LOG", "log.x", "log.x", "log.y")
+    assert batch.ack is not None
+    assert (batch.ack.stream, batch.ack.seq) == ("LOG", 3)
+    with pytest.raises(InvalidSubjectError):
+        await send_batch(log, "LOG", "log.x", "log x")
+    with pytest.raises(WrongSequenceError):
+        await send_batch(log, "LOG", "log.y", "log.x", last=1)
+    with pytest.raises(SeveralStreamsError, match="does not store all"):
+        await send_batch(log, "LOG", "small.x", "log.x")
+    with pytest.raises(NotAllowedByStreamError):
+        await send_batch(log, "SMALL", "small.x")
+    assert await stored(log) == 3
+    assert await stored(log, "SMALL") == 0

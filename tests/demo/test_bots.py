@@ -9,7 +9,7 @@ import pytest
 from waiting import eventually
 
 from rosey import Event, EventBus, PlatformEvent
-from rosey.demo.bots import CHAT, MESSAGE, SAY, CommandHandler, Router, catch_up
+from rosey.demo.bots import CHAT, MESSAGE, SAY, ChatLog, CommandHandler, Router, catch_up
 from rosey.demo.scenario import Outcome
 from rosey.server import LocalServer
 
@@ -77,9 +77,19 @@ async def test_what_a_router_missed_is_read_from_the_stream(bus: EventBus) -> No
     assert await catch_up(router, last) == 0
 
 
+async def test_the_chat_log_has_every_line_once(bus: EventBus) -> None:
+    for text in ("one", "two &amp; three"):
+        await bus.publish_js(chat(text))
+    log = ChatLog(bus)
+    consumer = await log.start()
+    await eventually(lambda: consumer.stats.handled == 2)
+    assert list(log.lines.values()) == ["<Ann> one", "<Ann> two & three"]
+
+
 GOOD = Outcome(
     frames=2, published=3, acknowledged=3, stored={"PLATFORM_EVENTS": 3}, messages_routed=2,
-    messages_caught_up=0, commands=1, commands_answered=1, commands_repeated=0, handled_by=[1, 0],
+    messages_caught_up=0, chat_stored=2, chat_logged=2, chat_redelivered=0, log_tail=["<a> b"],
+    dead_letters=0, commands=1, commands_answered=1, commands_repeated=0, handled_by=[1, 0],
     request_p50=0.1, request_p99=0.1, restart=0.1, recovery=0.1, duration=1.0,
 )  # fmt: skip
 
@@ -93,6 +103,8 @@ GOOD = Outcome(
             replace(GOOD, stored={"PLATFORM_EVENTS": 2}),
             ["3 events were acknowledged, but 2 are stored"],
         ),
+        (replace(GOOD, chat_logged=1), ["2 lines of chat are stored, 1 logged"]),
+        (replace(GOOD, dead_letters=1), ["1 events are dead letters"]),
         (replace(GOOD, commands_answered=0), ["1 commands were never answered"]),
     ],
 )

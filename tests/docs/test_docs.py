@@ -33,7 +33,7 @@ def blocks(document: Path, url: str) -> list[CodeType]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 async def test_its_code_runs(document: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rosey.core.event_bus.DEFAULT_SERVER", url)
+    monkeypatch.setattr("rosey.core.bus.DEFAULT_SERVER", url)
     names: dict[str, Any] = {"__name__": "document"}
     for code in blocks(document, url):
         result = eval(code, names)

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -20,6 +22,9 @@ from rosey.core.signals import stop_requested
 from rosey.demo import scenario
 from rosey.demo.cytube import Session, SessionError, read_session
 from rosey.server import LocalServer, ServerError
+
+LINE_WIDTH = 48
+"""Characters of each line of the chat log that is quoted."""
 
 
 @click.command()
@@ -39,8 +44,9 @@ def demo(session: Path | None, speed: float | None, keep: bool, as_json: bool) -
     """Replay a recorded chat session through the bus.
 
     A local nats-server is started, 1,358 frames of a CyTube channel are stored as events, bots
-    answer the commands in them, and half-way the server is killed. Exits 0 only if everything
-    acknowledged is stored and every command was answered.
+    answer the commands in them, a durable log keeps the chat, and half-way the server is killed.
+    Exits 0 only if everything acknowledged is stored, every line of chat is in the log, and every
+    command was answered.
     """
     try:
         outcome = asyncio.run(_run(read_session(session), speed, keep, as_json))
@@ -115,6 +121,9 @@ def _table(outcome: scenario.Outcome) -> Table:
         **{f"  stored in {name}": f"{count:,}" for name, count in sorted(outcome.stored.items())},
         "chat messages routed": f"{outcome.messages_routed:,}",
         "  missed in the crash": f"{outcome.messages_caught_up:,}, read from the stream later",
+        "chat lines in the log": f"{outcome.chat_logged:,} of {outcome.chat_stored:,} stored",
+        "  delivered again": f"{outcome.chat_redelivered:,}, because of the crash",
+        "  dead letters": f"{outcome.dead_letters:,}",
         "commands": f"{outcome.commands:,}",
         "  answered": f"{outcome.commands_answered:,}",
         "  asked again": f"{outcome.commands_repeated:,}, because of the crash",
@@ -126,6 +135,8 @@ def _table(outcome: scenario.Outcome) -> Table:
     }
     for name, value in rows.items():
         table.add_row(name, value)
+    for number, line in enumerate(outcome.log_tail):
+        table.add_row("" if number else "the log ends", escape(shorten(line, LINE_WIDTH)))
     return table
 
 

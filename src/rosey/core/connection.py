@@ -190,6 +190,8 @@ class Connection:
             by_close = self._state is State.CLOSING and isinstance(error, asyncio.CancelledError)
             self._change(State.CLOSED)
             self._loop = None
+            if self._client is not None:  # it connected just when our caller was cancelled
+                await self._drop(self._client)
             if by_close:
                 raise ConnectError("the bus was disconnected while it connected") from error
             raise

@@ -14,6 +14,7 @@ EventBusError
 │   ├── WrongStreamError       another stream than the expected one
 │   ├── WrongSequenceError     another event came before the expected one
 │   ├── NotAllowedByStreamError    the stream has no TTL, or no atomic batches
+│   ├── SeveralStreamsError    a batch is stored by one stream
 │   ├── PublishManyError       some of several events were not stored
 │   ├── PublishTimeoutError    JetStream did not acknowledge in time (TimeoutError)
 │   ├── InvalidHeaderError     a header breaks the rules of `headers.py`    (ValueError)
@@ -113,6 +114,10 @@ class WrongSequenceError(PublishError):
 
 class NotAllowedByStreamError(PublishError):
     """The stream's configuration does not allow it; `StreamSpec` has the option."""
+
+
+class SeveralStreamsError(PublishError):
+    """The events of a batch belong to several streams, which cannot store them together."""
 
 
 class PublishManyError(PublishError):

@@ -9,7 +9,9 @@ from enum import Enum
 from typing import Any, Self, TypedDict
 
 from rosey.core import codec
-from rosey.core.errors import EventEncodeError
+from rosey.core.acks import Origin
+from rosey.core.errors import EventEncodeError, NotOnceError
+from rosey.core.subjects import validate_subject
 
 
 class EventFields(TypedDict, total=False):
@@ -44,6 +46,10 @@ class Delivery:
     """The message's NATS headers."""
     size: int
     """Bytes of the payload."""
+    origin: Origin | None = None
+    """Where a stored event comes from, and how often it came; None for one heard live."""
+    outbox: list[Event] | None = None
+    """What `Event.publish` collects for a consumer with `once=True`."""
 
 
 class _Delivered:
@@ -111,6 +117,25 @@ class Event(_Delivered):
         Raises `EventDecodeError`.
         """
         return codec.decode(data, cls)
+
+    def publish(
+        self, subject: str, data: dict[str, Any] | None = None, source: str = "core"
+    ) -> Event:
+        """Publish because of this event, once, however often this event is delivered.
+
+        For handlers of a consumer with `once=True`: what they publish so is stored together with
+        a mark of this event when they return, and not at all if they raise. Returns the new
+        event; it shares this one's correlation_id. Raises `NotOnceError` elsewhere, and
+        `InvalidSubjectError`.
+        """
+        if self.delivery is None or self.delivery.outbox is None:
+            raise NotOnceError(
+                "event.publish() is for handlers of bus.consume(..., once=True): use bus.publish()"
+            )
+        event = Event(validate_subject(subject), subject.rpartition(".")[2], source, data or {})
+        event.correlation_id = self.correlation_id
+        self.delivery.outbox.append(event)
+        return event
 
     def __repr__(self) -> str:
         # No data: a repr ends up in logs, and data may be private or large.

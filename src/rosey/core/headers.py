@@ -16,6 +16,7 @@ TTL: Final = "Nats-TTL"
 BATCH_ID: Final = "Nats-Batch-Id"
 BATCH_SEQUENCE: Final = "Nats-Batch-Sequence"
 BATCH_COMMIT: Final = "Nats-Batch-Commit"
+EXPECTED_STREAM: Final = "Nats-Expected-Stream"
 PIN_ID: Final = "Nats-Pin-Id"
 PENDING_MESSAGES: Final = "Nats-Pending-Messages"
 SERVICE_ERROR: Final = "Nats-Service-Error"
@@ -46,6 +47,21 @@ def validate(headers: Mapping[str, str]) -> dict[str, str]:
                 "with no space at either end"
             )
     return dict(headers)
+
+
+def fits(name: str, value: str) -> bool:
+    """Whether a header can be sent as it is; a peer's may be anything."""
+    return bool(_NAME.fullmatch(name)) and value.isprintable() and value == value.strip()
+
+
+def parse(raw: bytes) -> dict[str, str]:
+    """Read headers as the wire and streams have them; of one name the last value counts."""
+    found = {}
+    for line in raw.decode(errors="replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name] = value.strip()
+    return found
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rosey.core import headers as nats_headers
 from rosey.core.connection import Connection, is_no_responders
 from rosey.core.errors import NoRespondersError, StreamError, UnsupportedServerError
 
@@ -17,6 +20,7 @@ API_TIMEOUT = 5.0
 
 CONSUMER_NOT_FOUND = 10014
 CONSUMER_EXISTS = 10148
+MESSAGE_NOT_FOUND = 10037
 STREAM_NOT_FOUND = 10059
 STREAM_NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
@@ -111,6 +115,50 @@ async def api(connection: Connection, path: str, body: Any, deadline: float) -> 
             f"JetStream refused {path}: {error.description}{hint}", code=error.err_code
         )
     return answer
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message as its stream has it."""
+
+    sequence: int
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+    stored_at: int
+    """Nanoseconds since 1970."""
+
+
+async def get_message(
+    connection: Connection,
+    stream: str,
+    *,
+    sequence: int | None = None,
+    next_from: int | None = None,
+    subject: str | None = None,
+) -> StoredMessage:
+    """Read one message: that of `sequence`, or the next from a sequence on that fits `subject`.
+
+    Raises `StreamError` with code `MESSAGE_NOT_FOUND` if there is none.
+    """
+    body: dict[str, Any] = {"seq": sequence or next_from}
+    if sequence is None and subject is not None:
+        body["next_by_subj"] = subject
+    deadline = connection.time() + API_TIMEOUT
+    found = (await api(connection, f"STREAM.MSG.GET.{stream}", body, deadline))["message"]
+    return StoredMessage(
+        found["seq"],
+        found["subject"],
+        b64decode(found.get("data") or ""),
+        nats_headers.parse(b64decode(found.get("hdrs") or "")),
+        _nanoseconds(found["time"]),
+    )
+
+
+def _nanoseconds(time: str) -> int:
+    """RFC 3339 with up to nine digits after the point, as nanoseconds since 1970."""
+    seconds, _, fraction = time.rstrip("Z").partition(".")
+    whole = datetime.fromisoformat(seconds).replace(tzinfo=UTC)
+    return int(whole.timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)
 
 
 def require_server(connection: Connection, version: tuple[int, int], feature: str) -> None:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rosey.core import headers as nats_headers
 from rosey.core.connection import Connection, is_no_responders
 from rosey.core.errors import (
+    EventBusError,
+    InvalidOptionError,
     NoStreamError,
     NotAllowedByStreamError,
     NotConnectedError,
     PermissionDeniedError,
     PublishError,
+    PublishManyError,
     PublishTimeoutError,
     StreamError,
     StreamFullError,
     WrongSequenceError,
     WrongStreamError,
 )
+from rosey.core.events import Event
 from rosey.core.jetstream import ApiError, PubAck, api, is_ack, read_ack
+from rosey.core.subjects import validate_subject
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -139,6 +145,54 @@ class _Attempt:
             f"no stream acknowledged the event on {self._subject} in time; whether it is stored "
             "is unknown"
         )
+
+
+async def publish_many(
+    connection: Connection, events: Iterable[Event], *, max_in_flight: int, timeout: float
+) -> list[PubAck]:
+    """Store events, so many at a time; raises `PublishManyError` if some failed."""
+    acks: dict[int, PubAck] = {}
+    failures: dict[int, EventBusError] = {}
+    waiting = enumerate(events)
+    count = 0
+
+    async def publish_some() -> None:
+        nonlocal count
+        for number, event in waiting:
+            count += 1
+            try:
+                acks[number] = await publish_stored(
+                    connection,
+                    validate_subject(event.subject),
+                    event.to_json(),
+                    deadline=connection.time() + timeout,
+                )
+            except EventBusError as error:
+                failures[number] = error
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(max_in_flight):
+            group.create_task(publish_some())
+    if failures:
+        raise PublishManyError([acks.get(number) for number in range(count)], failures)
+    return [acks[number] for number in range(count)]
+
+
+def conditions(
+    last_sequence: int | None, last_subject_sequence: int | None, ttl: float | timedelta | None
+) -> dict[str, str]:
+    """Headers that tell a stream under which conditions, and for how long, to keep an event."""
+    headers = {}
+    if last_sequence is not None:
+        headers[nats_headers.EXPECTED_LAST_SEQUENCE] = str(last_sequence)
+    if last_subject_sequence is not None:
+        headers[nats_headers.EXPECTED_LAST_SUBJECT_SEQUENCE] = str(last_subject_sequence)
+    if ttl is not None:
+        seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+        if seconds < 1 or seconds != int(seconds):
+            raise InvalidOptionError("ttl must be whole seconds, at least 1")
+        headers[nats_headers.TTL] = f"{int(seconds)}s"
+    return headers
 
 
 def refusal(subject: str, error: ApiError) -> PublishError:

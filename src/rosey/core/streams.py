@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from rosey.core.connection import Connection
 from rosey.core.errors import PermissionDeniedError, StreamError
 from rosey.core.jetstream import API_TIMEOUT, STREAM_NAME_IN_USE, STREAM_NOT_FOUND, api
-from rosey.core.subjects import COMMANDS, PLATFORM, PLUGINS
+from rosey.core.subjects import COMMANDS, ONCE, PLATFORM, PLUGINS
 
 _MIB = 1024 * 1024
 
@@ -20,24 +20,62 @@ _MIB = 1024 * 1024
 class StreamSpec:
     """A stream as it should be: it keeps what is published on `subjects`.
 
-    `max_age` is how long (0: for ever), `max_bytes` how much (-1: no limit); the oldest events
-    make room. `name` is letters, digits, `-` and `_`.
+    `name` is letters, digits, `-` and `_`. What is None is left to the server, and not compared
+    with what it has.
     """
 
     name: str
     subjects: tuple[str, ...]
     max_age: timedelta = timedelta(0)
+    """How long an event is kept; 0: for ever."""
     max_bytes: int = -1
+    """How much is kept, in bytes; -1: no limit. The oldest events make room."""
+    max_messages: int | None = None
+    """How many events are kept."""
+    retention: Literal["limits", "interest", "workqueue"] = "limits"
+    """Whether events go by the limits, when all consumers have them, or when one has."""
+    discard: Literal["old", "new"] | None = None
+    """Whether a full stream drops old events (the server's default) or refuses new ones."""
+    storage: Literal["file", "memory"] | None = None
+    replicas: int | None = None
+    """On how many servers of a cluster; an odd number up to 5."""
+    duplicate_window: timedelta | None = None
+    """How long a message id is known; the server's default is 2 minutes."""
+    compression: Literal["none", "s2"] | None = None
+    allow_ttl: bool = False
+    """Whether events may have a time to live of their own (nats-server 2.11)."""
+    allow_atomic: bool = False
+    """Whether `bus.batch` may be used (nats-server 2.12)."""
+    once: bool = False
+    """Whether handlers of consumers with `once=True` may publish here: the stream then keeps
+    their marks too, on `rosey.once.<name>.>`, and allows what they need (nats-server 2.12)."""
 
     def config(self) -> dict[str, Any]:
         """The configuration as JetStream writes it."""
-        return {
+        config: dict[str, Any] = {
             "name": self.name,
-            "subjects": list(self.subjects),
-            "retention": "limits",
-            "max_age": self.max_age // timedelta(microseconds=1) * 1000,
+            "subjects": [*self.subjects, *([f"{ONCE}.{self.name}.>"] if self.once else [])],
+            "retention": self.retention,
+            "max_age": _nanoseconds(self.max_age),
             "max_bytes": self.max_bytes,
         }
+        optional = {
+            "max_msgs": self.max_messages,
+            "discard": self.discard,
+            "storage": self.storage,
+            "num_replicas": self.replicas,
+            "duplicate_window": None
+            if self.duplicate_window is None
+            else _nanoseconds(self.duplicate_window),
+            "compression": self.compression,
+            "allow_msg_ttl": self.allow_ttl or self.once or None,
+            "allow_atomic": self.allow_atomic or self.once or None,
+        }
+        return config | {key: value for key, value in optional.items() if value is not None}
+
+
+def _nanoseconds(time: timedelta) -> int:
+    return time // timedelta(microseconds=1) * 1000
 
 
 @dataclass(frozen=True, slots=True)

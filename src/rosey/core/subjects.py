@@ -27,6 +27,7 @@ SECURITY: Final = "rosey.security"
 MONITORING: Final = "rosey.monitoring"
 DB: Final = "rosey.db"
 DEAD: Final = "rosey.dead"
+ONCE: Final = "rosey.once"
 
 _TOKEN = r"[!-)+-\-/-=?-~]+"  # printable ASCII but for space, dot, * and >
 _SUBJECT = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from nats.js.errors import NotFoundError
 
 from rosey.core import subjects
+from rosey.core.consumers import Consumer
 from rosey.core.errors import NotConnectedError, RequestTimeoutError
 from rosey.core.event_bus import EventBus
 from rosey.core.events import Event
@@ -117,6 +118,26 @@ class CommandHandler:
             return "roll what? try !roll 2d6"
         rolls = [self.dice.randint(1, int(wanted[2])) for _ in range(int(wanted[1]))]
         return f"{' + '.join(map(str, rolls))} = {sum(rolls)}"
+
+
+@dataclass(slots=True)
+class ChatLog:
+    """Keeps every line of chat, whatever happens to the server: a durable consumer."""
+
+    bus: EventBus
+    lines: dict[int, str] = field(default_factory=dict)
+    """By their place in the stream; a line that is delivered twice is still one line."""
+
+    async def start(self) -> Consumer:
+        """Begin at the first line that is not yet in the log."""
+        return await self.bus.consume(CHAT, self.on_chat, durable="chat-log")
+
+    async def on_chat(self, event: Event) -> None:
+        """Write one line down."""
+        assert event.delivery is not None
+        assert event.delivery.origin is not None
+        text = html.unescape(str(event.data.get("msg")))
+        self.lines[event.delivery.origin.sequence] = f"<{event.data.get('username')}> {text}"
 
 
 async def catch_up(router: Router, last: int) -> int:

@@ -7,9 +7,11 @@ import time
 from dataclasses import dataclass
 from statistics import quantiles
 
+from rosey.core.consumers import Consumer
 from rosey.core.event_bus import EventBus
 from rosey.core.events import Event
-from rosey.demo.bots import CommandHandler, Router, catch_up
+from rosey.core.streams import DEFAULT_STREAMS
+from rosey.demo.bots import CHAT, ChatLog, CommandHandler, Router, catch_up
 from rosey.demo.cytube import Frame, Session, to_event
 from rosey.server import LocalServer
 
@@ -17,6 +19,8 @@ IN_FLIGHT = 32
 """Events that may wait for their acknowledgement at a time."""
 PATIENCE = 30.0
 """Seconds that an event may take to be stored, the crash included."""
+SHOWN = 3
+"""Lines of the chat log that the outcome quotes."""
 
 
 @dataclass(slots=True)
@@ -41,6 +45,12 @@ class Outcome:
     """Events in each stream, as the server counts them."""
     messages_routed: int
     messages_caught_up: int
+    chat_stored: int
+    chat_logged: int
+    chat_redelivered: int
+    log_tail: list[str]
+    """The last lines of the chat log."""
+    dead_letters: int
     commands: int
     commands_answered: int
     commands_repeated: int
@@ -63,6 +73,10 @@ class Outcome:
             found.append(f"{self.acknowledged} events were acknowledged, but {stored} are stored")
         if self.commands != self.commands_answered:
             found.append(f"{self.commands - self.commands_answered} commands were never answered")
+        if self.chat_logged != self.chat_stored:
+            found.append(f"{self.chat_stored} lines of chat are stored, {self.chat_logged} logged")
+        if self.dead_letters:
+            found.append(f"{self.dead_letters} events are dead letters")
         return found
 
 
@@ -75,16 +89,20 @@ async def play(
         async with EventBus([server.url], name="bots") as bots:
             router = progress.router = Router(bots)
             handlers = [CommandHandler(bots), CommandHandler(bots)]
+            log = ChatLog(bots)
+            logging = await log.start()
             chat = await router.start()
             for handler in handlers:
                 await handler.start()
             crash = await _replay_with_a_crash(connector, server, session.frames, speed, progress)
             progress.act = "catching up"
             await chat.drain(timeout=PATIENCE)
-            await bots.flush(PATIENCE)
             caught_up = await catch_up(router, await _last_sequence(connector))
+            await _all_logged(logging)
         # The bots' bus has drained: whatever they had begun is done.
         stored = await _stored(connector)
+        dead = len([letter async for letter in connector.dead_letters])
+        lines = await _chat_lines(connector)
     p50, p99 = _percentiles(router.seconds)
     return Outcome(
         frames=len(session.frames),
@@ -93,6 +111,11 @@ async def play(
         stored=stored,
         messages_routed=router.messages,
         messages_caught_up=caught_up,
+        chat_stored=lines,
+        chat_logged=len(log.lines),
+        chat_redelivered=logging.stats.redelivered,
+        log_tail=[log.lines[number] for number in sorted(log.lines)[-SHOWN:]],
+        dead_letters=dead,
         commands=router.commands,
         commands_answered=router.answered,
         commands_repeated=router.repeated,
@@ -161,14 +184,27 @@ async def _crash(server: LocalServer, crash: _Crash, progress: Progress) -> None
 
 
 async def _last_sequence(bus: EventBus) -> int:
-    await bus.flush(PATIENCE)  # the crash may have been a moment ago
+    await bus.health(PATIENCE)  # waits for the connection: the crash may have been a moment ago
     assert bus.js is not None
     return (await bus.js.stream_info("PLATFORM_EVENTS")).state.last_seq
 
 
+async def _all_logged(logging: Consumer) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while (info := await logging.info()).pending or info.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def _chat_lines(bus: EventBus) -> int:
+    assert bus.js is not None
+    info = await bus.js.stream_info("PLATFORM_EVENTS", subjects_filter=CHAT)
+    return sum((info.state.subjects or {}).values())
+
+
 async def _stored(bus: EventBus) -> dict[str, int]:
     assert bus.js is not None
-    return {info.config.name or "": info.state.messages for info in await bus.js.streams_info()}
+    infos = [await bus.js.stream_info(spec.name) for spec in DEFAULT_STREAMS]
+    return {info.config.name or "": info.state.messages for info in infos}
 
 
 def _percentiles(seconds: list[float]) -> tuple[float, float]:
