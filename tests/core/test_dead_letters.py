@@ -164,6 +164,10 @@ async def some_letters(bus: EventBus, raw: Client) -> list[DeadLetter]:
     return found
 
 
+async def test_no_letters_before_anything_failed(bus: EventBus) -> None:
+    assert [letter async for letter in bus.dead_letters] == []
+
+
 async def test_finding_letters(bus: EventBus, raw: Client) -> None:
     await some_letters(bus, raw)
     find = bus.dead_letters.find

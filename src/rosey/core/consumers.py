@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -163,7 +164,7 @@ class Consumer:
         self._held: dict[tuple[int, int], _Held] = {}
         self._lanes: dict[Hashable, deque[_Held]] = {}
         self._ready: deque[_Held] = deque()
-        self._done: dict[tuple[int, int], None] = {}
+        self._done: dict[tuple[int, int], str] = {}  # and how each was acknowledged
         self._streams: dict[str, str] = {}
         self._arrived = asyncio.Event()
         self._ending = False
@@ -183,6 +184,7 @@ class Consumer:
             take=self._take,
             wanted=self._room,
             gone=self._on_gone,
+            reconnected=self._acknowledge_again,
             group=PIN_GROUP if spec.pinned else "",
         )
 
@@ -644,6 +646,19 @@ class Consumer:
         await self._answer(held, acks.ACK)
         self._remember(held)
 
+    def _acknowledge_again(self) -> None:
+        """What was acknowledged last may have gone with the connection."""
+        latest = list(self._done.values())[-self._handling.max_in_flight :]
+
+        async def send() -> None:
+            deadline = self._connection.time() + ACK_TIMEOUT
+            with contextlib.suppress(NotConnectedError, PermissionDeniedError):
+                for reply in latest:
+                    await self._connection.send(reply, acks.ACK, deadline=deadline)
+
+        if latest:
+            self._background(send())
+
     async def _answer(self, held: _Held, answer: bytes) -> None:
         try:
             await self._connection.send(
@@ -659,7 +674,7 @@ class Consumer:
         if self._ending and self._aborted:
             return
         done = self._done
-        done[held.origin.sequence, held.origin.stored_at] = None
+        done[held.origin.sequence, held.origin.stored_at] = held.msg.reply
         if len(done) > _REMEMBERED:
             del done[next(iter(done))]
         self._release(held)
@@ -689,7 +704,7 @@ class Consumer:
                     held.signalled = now
                     await self._answer(held, acks.IN_PROGRESS)
 
-    def _background(self, work: Any) -> None:
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -28,7 +28,14 @@ from rosey.core.errors import (
     PermissionDeniedError,
     StreamError,
 )
-from rosey.core.jetstream import API_TIMEOUT, MESSAGE_NOT_FOUND, StoredMessage, api, get_message
+from rosey.core.jetstream import (
+    API_TIMEOUT,
+    MESSAGE_NOT_FOUND,
+    STREAM_NOT_FOUND,
+    StoredMessage,
+    api,
+    get_message,
+)
 from rosey.core.publishing import publish_stored
 from rosey.core.streams import StreamSpec, ensure_streams
 from rosey.core.subjects import DEAD
@@ -209,7 +216,12 @@ class DeadLetters:
 
         Raises `StreamError`, `NotConnectedError`.
         """
-        marks = await self._redriven()
+        try:
+            marks = await self._redriven()
+        except StreamError as error:
+            if error.code == STREAM_NOT_FOUND:
+                return  # nothing failed yet, so nobody made it
+            raise
         pattern = f"{LETTER}.{stream or '*'}.{consumer or '*'}"
         sequence = 0
         while True:

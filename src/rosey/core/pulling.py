@@ -55,6 +55,7 @@ class PullLoop:
         take: Callable[[Msg], None],
         wanted: Callable[[], int],
         gone: Callable[[str], None],
+        reconnected: Callable[[], None],
         group: str = "",
     ) -> None:
         self._connection = connection
@@ -62,11 +63,12 @@ class PullLoop:
         self._take = take
         self._wanted = wanted
         self._gone = gone
+        self._reconnected = reconnected
         self._group = group
         self._request_subject = ""
         inbox = f"{connection.inbox_prefix}.{secrets.token_hex(12)}"
         self._reply_to = f"{inbox}.pull"
-        self._route = Route(f"{inbox}.*", "", self._receive, self.restart)
+        self._route = Route(f"{inbox}.*", "", self._receive, self._on_reconnected)
         self.pin = ""
         """The server's name for us while we are the one that gets a group's messages."""
         self.outstanding = 0
@@ -102,6 +104,10 @@ class PullLoop:
         self.outstanding = 0
         self.pin = ""
         self._wake.set()
+
+    def _on_reconnected(self) -> None:
+        self.restart()
+        self._reconnected()
 
     def wake(self) -> None:
         """There may be room for more."""
