@@ -134,6 +134,11 @@ class Connection:
         return self._state not in (State.CLOSING, State.CLOSED)
 
     @property
+    def is_reconnecting(self) -> bool:
+        """Whether the connection is down and may come back."""
+        return self._state is State.RECONNECTING
+
+    @property
     def is_ending(self) -> bool:
         """Whether nobody keeps it connected any more, be it that the event loop ends."""
         return self._watch is None or self._watch.done() or self._watch.cancelling() > 0

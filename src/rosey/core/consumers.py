@@ -185,6 +185,7 @@ class Consumer:
             wanted=self._room,
             gone=self._on_gone,
             reconnected=self._acknowledge_again,
+            unpinned=self._make_way,
             group=PIN_GROUP if spec.pinned else "",
         )
 
@@ -405,20 +406,47 @@ class Consumer:
         if pin is None or pin == self._pulls.pin:
             return
         self._pulls.pin = pin
+        if self._connection.time() < self._pulls.kept_until:
+            return  # nobody else had it meanwhile
         if self._taking_over is None or self._taking_over.done():
             self._gated = True
             self._taking_over = asyncio.create_task(self._take_over())
 
+    def _make_way(self) -> None:
+        """Another replica is given the events now: begin no more of those that wait here."""
+        for held in [held for held in self._held.values() if not held.running]:
+            if held.timer is not None:
+                held.timer.cancel()
+            self._held.pop((held.origin.sequence, held.origin.stored_at))
+        self._ready.clear()
+        running = set(self._held.values())
+        for key, lane in tuple(self._lanes.items()):
+            left = deque(held for held in lane if held in running)
+            if left:
+                self._lanes[key] = left
+            else:
+                del self._lanes[key]
+
     async def _take_over(self) -> None:
         """Begin only when all that a predecessor left unfinished is here, and in order."""
-        while True:
+        at_the_latest = self._connection.time() + self._spec.ack_wait
+        agreed = 0
+        while agreed < 2:
+            await asyncio.sleep(LOOK_AGAIN)
             try:
                 found = await self._call("CONSUMER.INFO", None)
-                if found["num_ack_pending"] <= len(self._held):
-                    break
             except (EventBusError, TimeoutError):
-                pass  # no leader, or no connection: events do not come either
-            await asyncio.sleep(LOOK_AGAIN)
+                continue  # no leader, or no connection: events do not come either
+            pending, floor = found["num_ack_pending"], found["ack_floor"]["stream_seq"]
+            first = min((held.origin.sequence for held in self._held.values()), default=floor + 1)
+            # The predecessor may live, and acknowledge what it had begun: then the counts differ,
+            # and only after `ack_wait` is all that it does not go on with surely here.
+            if pending == len(self._held) and first > floor:
+                agreed += 1
+            elif pending <= len(self._held) and self._connection.time() > at_the_latest:
+                break
+            else:
+                agreed = 0
         self._gated = False
         for key, lane in self._lanes.items():
             if lane and not any(held.running or held.timer for held in lane):
@@ -693,6 +721,10 @@ class Consumer:
             self._ready.append(lane[0])
             self._arrived.set()
 
+    def _unpinned(self) -> bool:
+        """Whether another replica is given the events, and should get these too."""
+        return self._spec.pinned and not self._pulls.pin and not self._connection.is_reconnecting
+
     async def _keep_in_progress(self) -> None:
         """Tell the server of what is here and not yet done, so that it is not delivered again."""
         interval = self._spec.ack_wait / 3
@@ -700,7 +732,7 @@ class Consumer:
             await asyncio.sleep(interval / 2)
             now = self._connection.time()
             for held in tuple(self._held.values()):
-                if now - held.signalled >= interval:
+                if now - held.signalled >= interval and not self._unpinned():
                     held.signalled = now
                     await self._answer(held, acks.IN_PROGRESS)
 

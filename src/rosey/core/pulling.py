@@ -30,6 +30,8 @@ IDLE_HEARTBEAT = 0.5
 """Seconds of silence after which the server says that a request still stands."""
 MISSED_AFTER = 1.25
 """Seconds of silence after which the server is thought to have forgotten our requests."""
+KEEP_PLACE = 1.0
+"""Seconds after a reconnection in which only the one that got a group's messages asks for more."""
 RETRY_PAUSE = 0.25
 """Seconds between requests while the consumer has no leader."""
 SEND_TIMEOUT = 5.0
@@ -56,6 +58,7 @@ class PullLoop:
         wanted: Callable[[], int],
         gone: Callable[[str], None],
         reconnected: Callable[[], None],
+        unpinned: Callable[[], None],
         group: str = "",
     ) -> None:
         self._connection = connection
@@ -64,6 +67,7 @@ class PullLoop:
         self._wanted = wanted
         self._gone = gone
         self._reconnected = reconnected
+        self._unpinned = unpinned
         self._group = group
         self._request_subject = ""
         inbox = f"{connection.inbox_prefix}.{secrets.token_hex(12)}"
@@ -71,6 +75,8 @@ class PullLoop:
         self._route = Route(f"{inbox}.*", "", self._receive, self._on_reconnected)
         self.pin = ""
         """The server's name for us while we are the one that gets a group's messages."""
+        self.kept_until = 0.0
+        """Loop time until which our place in the group is kept for us after a reconnection."""
         self.outstanding = 0
         """Messages asked for and not yet come."""
         self._heard = 0.0
@@ -106,8 +112,20 @@ class PullLoop:
         self._wake.set()
 
     def _on_reconnected(self) -> None:
+        """A server that restarted knows no pins: whoever had it asks first, so that it stays."""
+        if self._group:
+            kept_until = self._connection.time() + KEEP_PLACE
+            if self.pin:
+                self.kept_until = kept_until
+                asyncio.get_running_loop().call_at(kept_until, self._missed_its_place)
+            else:
+                self._refused_until = kept_until
         self.restart()
         self._reconnected()
+
+    def _missed_its_place(self) -> None:
+        if not self.pin:
+            self._unpinned()
 
     def wake(self) -> None:
         """There may be room for more."""
@@ -183,6 +201,7 @@ class PullLoop:
             self._gone(text)
         elif code == _WRONG_PIN:
             self.pin = ""
+            self._unpinned()
         elif code == _NO_RESPONDERS:
             # No leader now, or no such consumer: who started us finds out.
             self.outstanding = 0
